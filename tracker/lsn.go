@@ -18,9 +18,12 @@ import (
 // LSNs compare as numbers, and only within one timeline of one cluster: a [Token] says which. Never compare their
 // text: PostgreSQL 19 prints 0/0174FFB0 where 18 prints 0/174FFB0.
 //
-// An LSN scans from and binds to pg_lsn and text columns through database/sql and through pgx, in each of pgx's query
-// execution modes. NULL scans into a *LSN (a **LSN is handed to Scan) or a [database/sql.Null] of LSN, and is an
-// error anywhere else.
+// An LSN scans from and binds to pg_lsn and text through database/sql and through pgx, in each of pgx's query execution
+// modes. NULL wants a *LSN or a sql.Null[LSN], and is an error for an LSN.
+//
+// Arrays go through pgx as text[], because it does not know pg_lsn[]: scan a []LSN from lsns::text[], bind it as
+// $1::text[]::pg_lsn[] (not in the modes exec and simple protocol, where pgx has no type for it). Do not give an LSN to
+// pgx's CopyFrom for a pg_lsn column: it sends the text for the binary form. Copy into a text column.
 type LSN uint64
 
 // maxLSNLen is the longest text of an LSN: two halves of eight hex digits and the slash.
@@ -207,9 +210,9 @@ func (l *LSN) Scan(src any) error {
 	case []byte:
 		return l.UnmarshalText(src)
 	case nil:
-		return errors.New("tracker: scan LSN: the value is NULL: scan into a *LSN or a sql.Null[LSN]")
+		return errors.New("tracker: scan LSN: NULL wants a *LSN or a sql.Null[LSN]")
 	}
-	return fmt.Errorf("tracker: scan LSN: a %T, want text or pg_lsn (for NULL scan into a *LSN or a sql.Null[LSN])", src)
+	return fmt.Errorf("tracker: scan LSN: type %T, want text or pg_lsn (NULL wants a *LSN or a sql.Null[LSN])", src)
 }
 
 // Value implements [database/sql/driver.Valuer]: the text of [LSN.String]. The error is always nil.

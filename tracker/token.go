@@ -17,10 +17,10 @@ var ErrWrongSystem = errors.New("tracker: token of another cluster")
 // Token says where a write is: what a writer gets after its commit, and what a reader shows to see that write.
 // Tokens are comparable, and the zero Token waits for nothing.
 //
-// The text form is v1.<system>.<timeline>.<lsn>, for instance v1.1k3x9qz.1.0-174FFB0: the system identifier in
+// The text form is v1.<system>.<timeline>.<lsn>, for instance v1.1kkqojsdcyw9u.1.0-174FFB0: the system identifier in
 // base 36, the timeline in decimal, the LSN with a hyphen for its slash. It needs no escaping in a URL's path or
 // query, in a cookie or in a header, and there is exactly one text for each token, so texts may be compared for
-// equality. A token holds no secret and is not signed: whoever can send one can make a reader wait.
+// equality. A token is not signed: who can send one can make a reader wait.
 type Token struct {
 	// System is the cluster's system identifier, as in pg_control_system(); 0 when not known. It never changes
 	// in the life of a cluster, and its standbys have the same.
@@ -137,7 +137,7 @@ func (t Token) Compare(o Token) int {
 // a later timeline displaces them together with the timeline that they were filled into.
 func (t Token) Merge(o Token) (Token, error) {
 	if t.System != 0 && o.System != 0 && t.System != o.System {
-		return Token{}, fmt.Errorf("merge tokens of systems %d and %d: %w", t.System, o.System, ErrWrongSystem)
+		return Token{}, fmt.Errorf("%w: merge of systems %d and %d", ErrWrongSystem, t.System, o.System)
 	}
 	m := Token{System: max(t.System, o.System), Timeline: max(t.Timeline, o.Timeline)}
 	switch {
@@ -193,9 +193,9 @@ func (t *Token) Scan(src any) error {
 	case []byte:
 		return t.UnmarshalText(src)
 	case nil:
-		return errors.New("tracker: scan token: the value is NULL: scan into a *Token or a sql.Null[Token]")
+		return errors.New("tracker: scan token: NULL wants a *Token or a sql.Null[Token]")
 	}
-	return fmt.Errorf("tracker: scan token: a %T, want text (for NULL scan into a *Token or a sql.Null[Token])", src)
+	return fmt.Errorf("tracker: scan token: type %T, want text (NULL wants a *Token or a sql.Null[Token])", src)
 }
 
 // Value implements [database/sql/driver.Valuer]: the text of [Token.String]. The error is always nil.
