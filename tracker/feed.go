@@ -1,0 +1,184 @@
+package tracker
+
+import (
+	"context"
+	"time"
+)
+
+// A Source observes one server and reports to a Feed. Package replication has
+// the sources for PostgreSQL.
+type Source interface {
+	// Name is short and stable, such as "poll": it appears in State, errors
+	// and metrics.
+	Name() string
+
+	// Observe reports until ctx ends or the source fails, and says why. The
+	// Tracker calls it again after a pause, from one goroutine at a time. All
+	// that it started has ended when it returns.
+	Observe(ctx context.Context, feed *Feed) error
+}
+
+// Observation is what a source saw: up to LSN, everything is replayed.
+type Observation struct {
+	LSN LSN
+
+	// System and Timeline are what LSN is a position of; 0 says that the source
+	// could not tell, and such an observation satisfies no token that names
+	// one. They must have been read no earlier than LSN: a timeline read before
+	// it may already have been left when LSN was reached.
+	System   uint64
+	Timeline uint32
+
+	// History is how Timeline came about; nil says that the source does not
+	// know, and then no token of an older timeline is satisfied. It must not be
+	// changed after it was handed over.
+	History History
+
+	// Primary says that the server is not in recovery; LSN is then the end of
+	// what is written, all of which can be read.
+	Primary bool
+
+	// Epoch numbers the life of the connection that saw it, within the Tracker.
+	// Observe sets it.
+	Epoch uint64
+}
+
+// Demand is what a source has to know about who waits.
+type Demand struct {
+	Waiting int // how many wait
+	// Lowest is the lowest position that is waited for and not replayed. It is
+	// 0 when nobody waits, and when all who wait have their position and miss
+	// only its timeline or system.
+	Lowest LSN
+}
+
+// Feed is a source's line to its Tracker. Its methods do not block and may be
+// called by several goroutines. A feed that Observe has returned from is dead:
+// what still comes over it is ignored.
+type Feed struct {
+	t       *Tracker
+	name    string
+	changed chan struct{}
+
+	// guarded by t.mu
+	dead     bool
+	observed bool   // whether anything came over it: resets the pause before the next run
+	note     string // see Note
+}
+
+// Epoch is the life of one connection, and the positions seen over it. A
+// standby that crashes comes back lower than it was, and each of its
+// connections dies with it (PostgreSQL's postmaster.c, HandleChildCrash), so a
+// position is only known as long as the connection that saw it.
+type Epoch struct {
+	f     *Feed
+	n     uint64
+	ended bool // guarded by t.mu
+}
+
+// Begin starts an epoch: call it when a connection is ready to observe. With
+// its first observation everything that earlier epochs said is forgotten.
+func (f *Feed) Begin() *Epoch {
+	f.t.mu.Lock()
+	defer f.t.mu.Unlock()
+	f.t.epochs++
+	return &Epoch{f: f, n: f.t.epochs}
+}
+
+// Observe takes an observation, and wakes who waited for it. It is ignored after
+// End, and while a newer epoch observes.
+func (e *Epoch) Observe(o Observation) {
+	o.Epoch = e.n
+	e.f.t.observe(e, o)
+}
+
+// End says that the connection is gone: if the position came over it, it is now
+// unknown. Who waits goes on waiting.
+func (e *Epoch) End() {
+	t := e.f.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e.ended = true
+	if v := t.view.Load(); v != nil && v.epoch == e.n {
+		t.view.Store(nil)
+	}
+}
+
+// Demand returns who waits now.
+func (f *Feed) Demand() Demand {
+	f.t.mu.Lock()
+	defer f.t.mu.Unlock()
+	lowest, _ := f.t.ahead.min()
+	return Demand{Waiting: f.t.waitingLocked(), Lowest: lowest}
+}
+
+// Changed returns a channel that receives after the first waiter came, after
+// one came that waits for less than all others, and after the last one went.
+// It is a hint: several changes may come as one, so read Demand after it.
+func (f *Feed) Changed() <-chan struct{} { return f.changed }
+
+// Note records what holds the source back just now, for State and
+// TimeoutError; "" takes it back.
+func (f *Feed) Note(reason string) {
+	f.t.mu.Lock()
+	defer f.t.mu.Unlock()
+	f.note = reason
+}
+
+// observe is Epoch.Observe.
+func (t *Tracker) observe(e *Epoch, o Observation) {
+	now := time.Now()
+	t.mu.Lock()
+	v := t.view.Load()
+	if e.ended || e.f.dead || t.closed || v != nil && o.Epoch < v.epoch {
+		t.mu.Unlock()
+		return
+	}
+	e.f.observed = true
+	t.stats.Observations++
+	t.observedAt = now
+	switch next := successor(v, o); {
+	case next != nil:
+		t.adoptLocked(next, now)
+		t.mu.Unlock()
+		t.sweep(next)
+	case o.LSN > LSN(v.lsn.Load()):
+		v.lsn.Store(uint64(o.LSN))
+		t.rate.observe(o.LSN, now)
+		t.mu.Unlock()
+		t.wakeReplayed()
+	default:
+		t.mu.Unlock()
+		return
+	}
+	t.readyOnce.Do(func() { close(t.ready) })
+	if fn := t.cfg.Observer.Position; fn != nil {
+		fn(o)
+	}
+}
+
+// successor returns the view that o opens after v, and nil when o only moves v
+// on.
+func successor(v *view, o Observation) *view {
+	if v != nil && v.epoch == o.Epoch && v.system == o.System && v.timeline == o.Timeline &&
+		v.primary == o.Primary && (v.history == nil) == (o.History == nil) {
+		return nil
+	}
+	next := &view{system: o.System, timeline: o.Timeline, primary: o.Primary, history: o.History, epoch: o.Epoch}
+	next.lsn.Store(uint64(o.LSN))
+	if v != nil && v.epoch == o.Epoch && v.system == o.System && o.Timeline == 0 {
+		if next.vouched = v; v.timeline == 0 {
+			next.vouched = v.vouched
+		}
+	}
+	return next
+}
+
+func (t *Tracker) adoptLocked(next *view, now time.Time) {
+	if v := t.view.Load(); v == nil || v.epoch != next.epoch {
+		t.rate = rate{}
+		t.stats.Epochs++
+	}
+	t.view.Store(next)
+	t.rate.observe(LSN(next.lsn.Load()), now)
+}

@@ -1,0 +1,169 @@
+package tracker
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Observer has functions that are called as things happen, for metrics and
+// tracing. Each may be nil. They are called without a lock held, from the
+// goroutine that the thing happens in, which waits for them; several may be
+// called at once. They must not call Close.
+//
+// A Wait that found its token replayed calls none of them: it takes less time
+// than counting it would.
+type Observer struct {
+	// Position is called when the position has moved or has become known.
+	Position func(Observation)
+	// Failed is called when the source has failed, before the pause.
+	Failed func(source string, err error)
+	// WaitStart is called by Await when it begins to block; the context that it
+	// returns is used for the wait and handed to WaitEnd.
+	WaitStart func(ctx context.Context, tok Token) context.Context
+	// WaitEnd is called when that wait is over.
+	WaitEnd func(ctx context.Context, r WaitResult)
+}
+
+// WaitResult is how a wait ended.
+type WaitResult struct {
+	Token  Token
+	Waited time.Duration
+	Err    error // nil: replayed
+}
+
+// Stats counts what has happened since New. Waits that found their token
+// replayed are not in it: see Observer.
+type Stats struct {
+	Waiting      int    // now
+	Woken        uint64 // replayed while they waited
+	TimedOut     uint64 // ErrTimeout
+	Canceled     uint64 // by Cancel or the caller's context
+	Diverged     uint64 // ErrDiverged
+	WrongSystem  uint64 // ErrWrongSystem
+	Refused      uint64 // ErrTooManyWaiters and ErrClosed
+	Observations uint64
+	Epochs       uint64 // connections that a position came from
+	Failures     uint64 // runs of the source that failed
+}
+
+// State is a snapshot of what a Tracker knows.
+type State struct {
+	Name       string // Config.Name
+	Position   Observation
+	Known      bool      // whether Position is
+	ObservedAt time.Time // when the source last observed; zero before it did
+	Rate       float64   // bytes replayed a second, lately; 0 when not known
+	Source     string    // the running source; empty when none runs
+	Note       string    // what holds the source back; empty when nothing does
+	Failure    error     // why the source last failed; nil while it observes
+	Demand     Demand
+	Closed     bool
+}
+
+// Stats returns the counts. It does not block.
+func (t *Tracker) Stats() Stats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.stats
+	s.Waiting = t.waitingLocked()
+	return s
+}
+
+// State returns a snapshot. It does not block.
+func (t *Tracker) State() State {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	lowest, _ := t.ahead.min()
+	s := State{
+		Name:       t.cfg.Name,
+		ObservedAt: t.observedAt,
+		Rate:       t.rate.perSecond,
+		Source:     t.sourceLocked(),
+		Failure:    t.failure,
+		Demand:     Demand{Waiting: t.waitingLocked(), Lowest: lowest},
+		Closed:     t.closed,
+	}
+	if t.feed != nil {
+		s.Note = t.feed.note
+	}
+	if v := t.view.Load(); v != nil {
+		s.Position, s.Known, s.Failure = v.observation(), true, nil
+	}
+	return s
+}
+
+func (t *Tracker) sourceLocked() string {
+	if t.feed == nil {
+		return ""
+	}
+	return t.feed.name
+}
+
+// reasonLocked says what may keep the position from moving.
+func (t *Tracker) reasonLocked() string {
+	switch {
+	case t.view.Load() == nil && t.failure != nil:
+		return t.failure.Error()
+	case t.feed != nil && t.feed.note != "":
+		return t.feed.note
+	case !t.ran.Load():
+		return "Run was not called"
+	}
+	return ""
+}
+
+// countLocked counts a wait that ended with err.
+func (t *Tracker) countLocked(err error) {
+	switch {
+	case err == nil:
+		t.stats.Woken++
+	case errors.Is(err, ErrTimeout):
+		t.stats.TimedOut++
+	case errors.Is(err, ErrDiverged):
+		t.stats.Diverged++
+	case errors.Is(err, ErrWrongSystem):
+		t.stats.WrongSystem++
+	case errors.Is(err, ErrTooManyWaiters), errors.Is(err, ErrClosed):
+		t.stats.Refused++
+	default:
+		t.stats.Canceled++
+	}
+}
+
+// rate estimates how fast replay moves, from the positions of one epoch.
+type rate struct {
+	perSecond float64
+	lsn       LSN
+	at        time.Time
+}
+
+// rateWindow is the time over which one sample is taken; shorter ones would
+// measure how replay is reported, not how fast it is.
+const rateWindow = 100 * time.Millisecond
+
+func (r *rate) observe(lsn LSN, now time.Time) {
+	if r.at.IsZero() || lsn < r.lsn {
+		r.lsn, r.at = lsn, now
+		return
+	}
+	dt := now.Sub(r.at)
+	if dt < rateWindow {
+		return
+	}
+	sample := float64(lsn-r.lsn) / dt.Seconds()
+	if r.perSecond == 0 {
+		r.perSecond = sample
+	}
+	r.perSecond += (sample - r.perSecond) * 0.3
+	r.lsn, r.at = lsn, now
+}
+
+// eta is the time that bytes would take; 0 when that cannot be told.
+func (r *rate) eta(bytes uint64) time.Duration {
+	const longest = 24 * time.Hour
+	if r.perSecond < 1 {
+		return 0
+	}
+	return time.Duration(min(float64(bytes)/r.perSecond*float64(time.Second), float64(longest)))
+}
