@@ -183,10 +183,10 @@ func expectEnded(t *rapid.T, w *Waiter, want error) {
 	select {
 	case <-w.Done():
 	default:
-		t.Fatalf("wait for %v goes on, want it ended with %v", w.token, want)
+		t.Fatalf("wait for %v goes on, want it ended with %v", w.Token(), want)
 	}
 	if err := w.Err(); want == nil && err != nil || !errors.Is(err, want) {
-		t.Fatalf("wait for %v ended with %v, want %v", w.token, err, want)
+		t.Fatalf("wait for %v ended with %v, want %v", w.Token(), err, want)
 	}
 }
 

@@ -131,9 +131,12 @@ func (t *Tracker) LastReplay() (Observation, bool) {
 // Token. It does not block or allocate and may be called at any rate.
 func (t *Tracker) Replayed(tok Token) bool {
 	v := t.view.Load()
-	if v != nil && v.timeline == tok.Timeline && v.system == tok.System {
-		return v.lsn.Load() >= uint64(tok.LSN)
-	}
+	return v != nil && v.passed(tok) || t.judged(tok)
+}
+
+// judged is Replayed where it takes more than a look.
+func (t *Tracker) judged(tok Token) bool {
+	v := t.view.Load()
 	return tok == Token{} || v != nil && v.judge(tok) == replayed
 }
 
@@ -141,7 +144,7 @@ func (t *Tracker) Replayed(tok Token) bool {
 // Await for ctx and time, and this package's errors for what else ends it. The
 // zero Token is always replayed.
 func (t *Tracker) Wait(ctx context.Context, tok Token) error {
-	if t.Replayed(tok) {
+	if v := t.view.Load(); v != nil && v.passed(tok) {
 		return nil
 	}
 	return t.Request(tok).Await(ctx)
@@ -152,7 +155,7 @@ func (t *Tracker) Wait(ctx context.Context, tok Token) error {
 // or because the Tracker is closed or full, the Waiter has ended already and
 // its Err says why.
 func (t *Tracker) Request(tok Token) *Waiter {
-	w := &Waiter{t: t, token: tok}
+	w := &Waiter{t: t, system: tok.System, timeline: tok.Timeline, lsn: tok.LSN}
 	if t.Replayed(tok) {
 		return w
 	}
@@ -171,14 +174,14 @@ func (t *Tracker) enterLocked(w *Waiter) (urgent bool) {
 	d := behind
 	v := t.view.Load()
 	if v != nil {
-		d = v.judge(w.token)
+		d = v.judge(w.Token())
 	}
 	var err error
 	switch {
 	case t.closed:
 		err = ErrClosed
 	case !d.pending():
-		err = v.err(d, w.token, t.cfg.Name)
+		err = v.err(d, w.Token(), t.cfg.Name)
 	case t.cfg.MaxWaiters > 0 && t.waitingLocked() >= t.cfg.MaxWaiters:
 		err = fmt.Errorf("%w: %d wait for %s already", ErrTooManyWaiters, t.cfg.MaxWaiters, t.cfg.Name)
 	default:
@@ -187,7 +190,7 @@ func (t *Tracker) enterLocked(w *Waiter) (urgent bool) {
 		t.seq++
 		w.seq = t.seq
 		t.placeLocked(w, d)
-		return first || d == behind && (!any || w.token.LSN < lowest)
+		return first || d == behind && (!any || w.lsn < lowest)
 	}
 	w.finishLocked(err)
 	t.countLocked(err)
@@ -247,12 +250,12 @@ func (t *Tracker) wakeReplayed() {
 // one, the others are appended to ended.
 func (t *Tracker) settleLocked(v *view, ws, ended []*Waiter) []*Waiter {
 	for _, w := range ws {
-		d := v.judge(w.token)
+		d := v.judge(w.Token())
 		if d.pending() {
 			t.placeLocked(w, d)
 			continue
 		}
-		err := v.err(d, w.token, t.cfg.Name)
+		err := v.err(d, w.Token(), t.cfg.Name)
 		w.finishLocked(err)
 		t.countLocked(err)
 		ended = append(ended, w)
@@ -283,7 +286,7 @@ func (t *Tracker) sweepList(v *view, list *waitlist) {
 		}
 		moved := next[:0]
 		for _, w := range next[:n] {
-			if d := v.judge(w.token); !d.pending() || (d == unvouched) != (w.place == parked) {
+			if d := v.judge(w.Token()); !d.pending() || (d == unvouched) != (w.place == parked) {
 				list.remove(w)
 				moved = append(moved, w)
 			}

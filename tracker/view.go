@@ -32,6 +32,11 @@ const (
 	wrongSystem         // a write of another cluster
 )
 
+// passed is judge's commonest way to say replayed, small enough to be inlined.
+func (v *view) passed(tok Token) bool {
+	return v.lsn.Load() >= uint64(tok.LSN) && v.timeline == tok.Timeline && v.system == tok.System
+}
+
 // judge is the one place that decides whether a token is replayed. It never
 // says replayed where system or timeline could not be verified: numbers alone
 // are equal on timelines that have parted (PostgreSQL's timeline.c,

@@ -23,12 +23,14 @@ const (
 // A Waiter that nobody Awaits or Cancels stays until it is replayed or the
 // Tracker is closed, and counts against Config.MaxWaiters.
 type Waiter struct {
-	t     *Tracker
-	token Token
-	seq   uint64        // order of arrival; fixed once in a list
-	done  chan struct{} // made when somebody asks for it; guarded by t.mu until over
-	err   error         // guarded by t.mu; fixed once over
-	place place         // guarded by t.mu
+	t        *Tracker
+	lsn      LSN           // the token's parts, in the order in which they pack: a waiter is 64 bytes
+	system   uint64        //
+	seq      uint64        // order of arrival; fixed once in a list
+	done     chan struct{} // made when somebody asks for it; guarded by t.mu until over
+	err      error         // guarded by t.mu; fixed once over
+	timeline uint32        //
+	place    place         // guarded by t.mu
 }
 
 // closedChan is the Done of all waiters that ended before anybody asked.
@@ -38,10 +40,10 @@ var closedChan = func() chan struct{} {
 	return c
 }()
 
-func (w *Waiter) key() key { return key{w.token.LSN, w.seq} }
+func (w *Waiter) key() key { return key{w.lsn, w.seq} }
 
 // Token returns what is waited for.
-func (w *Waiter) Token() Token { return w.token }
+func (w *Waiter) Token() Token { return Token{w.system, w.timeline, w.lsn} }
 
 // Done returns a channel that is closed when the wait has ended; Err then says
 // how. The channel is the waiter's largest part, and made by the first call.
@@ -87,7 +89,7 @@ func (w *Waiter) Await(ctx context.Context) error {
 	t := w.t
 	start := time.Now()
 	if o := t.cfg.Observer; o.WaitStart != nil {
-		ctx = o.WaitStart(ctx, w.token)
+		ctx = o.WaitStart(ctx, w.Token())
 	}
 	var timeout <-chan time.Time
 	if _, has := ctx.Deadline(); !has && t.cfg.Timeout > 0 {
@@ -98,13 +100,13 @@ func (w *Waiter) Await(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-timeout:
-		t.end(w, func() error { return t.timeoutErrorLocked(w.token, time.Since(start), nil) })
+		t.end(w, func() error { return t.timeoutErrorLocked(w.Token(), time.Since(start), nil) })
 	case <-ctx.Done():
-		t.end(w, func() error { return t.contextErrorLocked(ctx, w.token, time.Since(start)) })
+		t.end(w, func() error { return t.contextErrorLocked(ctx, w.Token(), time.Since(start)) })
 	}
 	err := w.Err()
 	if o := t.cfg.Observer; o.WaitEnd != nil {
-		o.WaitEnd(ctx, WaitResult{Token: w.token, Waited: time.Since(start), Err: err})
+		o.WaitEnd(ctx, WaitResult{Token: w.Token(), Waited: time.Since(start), Err: err})
 	}
 	return err
 }

@@ -1,7 +1,5 @@
 package tracker
 
-import "sort"
-
 // leafCap makes a leaf exactly 4 KiB: its two indexes and 255 entries.
 const leafCap = 255
 
@@ -161,8 +159,16 @@ func (l *waitlist) after(k key, buf []*Waiter) int {
 
 // find returns the slot whose leaf holds, or would hold, k.
 func (l *waitlist) find(k key) int {
-	i := sort.Search(len(l.slots), func(i int) bool { return k.less(l.slots[i].key) })
-	return max(i-1, 0)
+	lo, hi := 0, len(l.slots)
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if k.less(l.slots[mid].key) {
+			hi = mid
+		} else {
+			lo = mid + 1
+		}
+	}
+	return max(lo-1, 0)
 }
 
 func (l *waitlist) appendLeaf(k key, e entry) {

@@ -26,7 +26,7 @@ func (m *naiveList) remove(w *Waiter) {
 
 func (m *naiveList) popUpTo(lsn LSN, most int) []*Waiter {
 	n := 0
-	for n < len(*m) && n < most && (*m)[n].token.LSN <= lsn {
+	for n < len(*m) && n < most && (*m)[n].lsn <= lsn {
 		n++
 	}
 	out := slices.Clone((*m)[:n])
@@ -57,7 +57,7 @@ func TestWaitlistIsASortedList(t *testing.T) {
 						lsn = base + LSN(span)
 					}
 					seq++
-					w := &Waiter{token: Token{LSN: lsn}, seq: seq}
+					w := &Waiter{lsn: lsn, seq: seq}
 					list.add(w)
 					model.add(w)
 				}
@@ -91,7 +91,7 @@ func checkWaitlist(t *rapid.T, list *waitlist, model naiveList) {
 		t.Fatalf("len %d, want %d", list.len(), len(model))
 	}
 	lsn, ok := list.min()
-	if ok != (len(model) > 0) || ok && lsn != model[0].token.LSN {
+	if ok != (len(model) > 0) || ok && lsn != model[0].lsn {
 		t.Fatalf("min %s %v, want that of %d", lsn, ok, len(model))
 	}
 	var got []*Waiter
