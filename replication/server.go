@@ -1,0 +1,101 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Server says how to reach one PostgreSQL server, and how long each step may
+// take. It is copied by the constructors that take it.
+type Server struct {
+	// DSN is a connection string as libpq reads it: keywords and values, or a
+	// URL; PG* variables and the password file fill what it leaves out.
+	DSN string
+
+	// Config is used instead of DSN when it is set: for a dialer or TLS of
+	// one's own.
+	Config *pgx.ConnConfig
+
+	// BeforeConnect, if set, may change each connection's Config just before it
+	// is made: for passwords that expire.
+	BeforeConnect func(context.Context, *pgx.ConnConfig) error
+
+	// ConnectTimeout bounds making a connection, QueryTimeout each query on it.
+	// 0 means DefaultConnectTimeout and DefaultQueryTimeout.
+	ConnectTimeout, QueryTimeout time.Duration
+}
+
+// What a zero field of Server means.
+const (
+	DefaultConnectTimeout = 5 * time.Second
+	DefaultQueryTimeout   = 5 * time.Second
+)
+
+// closeTimeout bounds saying goodbye to a server that may be gone.
+const closeTimeout = time.Second
+
+// checked returns s with its defaults filled in and its DSN parsed.
+func (s Server) checked() (Server, error) {
+	if s.ConnectTimeout == 0 {
+		s.ConnectTimeout = DefaultConnectTimeout
+	}
+	if s.QueryTimeout == 0 {
+		s.QueryTimeout = DefaultQueryTimeout
+	}
+	if s.ConnectTimeout < 0 || s.QueryTimeout < 0 {
+		return s, fmt.Errorf("replication: Server.ConnectTimeout %s and QueryTimeout %s: want neither below 0", s.ConnectTimeout, s.QueryTimeout)
+	}
+	if s.Config != nil {
+		s.Config = s.Config.Copy()
+		return s, nil
+	}
+	if s.DSN == "" {
+		return s, errors.New("replication: Server has neither DSN nor Config: say which server to connect to")
+	}
+	cfg, err := pgx.ParseConfig(s.DSN)
+	if err != nil {
+		return s, fmt.Errorf("replication: Server.DSN: %w", err) // pgx leaves the password out
+	}
+	s.Config = cfg
+	return s, nil
+}
+
+// connect makes a connection. With walsender it is a replication connection
+// that also takes queries, in the simple protocol: IDENTIFY_SYSTEM and
+// TIMELINE_HISTORY need one. It uses up one of max_wal_senders.
+func (s Server) connect(ctx context.Context, walsender bool) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.ConnectTimeout)
+	defer cancel()
+	cfg := s.Config.Copy()
+	if cfg.RuntimeParams == nil {
+		cfg.RuntimeParams = map[string]string{}
+	}
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = "walwake"
+	}
+	if walsender {
+		cfg.RuntimeParams["replication"] = "database"
+		cfg.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	}
+	if s.BeforeConnect != nil {
+		if err := s.BeforeConnect(ctx, cfg); err != nil {
+			return nil, fmt.Errorf("replication: Server.BeforeConnect: %w", err)
+		}
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("replication: %w", err)
+	}
+	return conn, nil
+}
+
+// disconnect closes conn whether or not the server still listens.
+func disconnect(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing was left to lose
+}
