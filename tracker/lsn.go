@@ -23,7 +23,8 @@ import (
 //
 // Arrays go through pgx as text[], because it does not know pg_lsn[]: scan a []LSN from lsns::text[], bind it as
 // $1::text[]::pg_lsn[] (not in the modes exec and simple protocol, where pgx has no type for it). Do not give an LSN to
-// pgx's CopyFrom for a pg_lsn column: it sends the text for the binary form. Copy into a text column.
+// pgx's CopyFrom for a pg_lsn column: it sends the text for the binary form, and a text of 8 bytes, such as 0/174FFB,
+// is stored as another position without an error. Copy into a text column.
 type LSN uint64
 
 // maxLSNLen is the longest text of an LSN: two halves of eight hex digits and the slash.

@@ -21,11 +21,19 @@ func TestParseHistoryReadsWhatServersWrite(t *testing.T) {
 			tracker.History{{1, 0x50000A0}, {2, 0x60001C8}},
 		},
 		{"LSN of PostgreSQL 19", "1\t0/01787320\tno recovery target specified\n", tracker.History{{1, 0x1787320}}},
-		{"gaps between timelines", "1\t0/1\tx\n4\t0/2\tx\n4294967295\tFFFFFFFF/FFFFFFFF\tx", tracker.History{{1, 1}, {4, 2}, {1<<32 - 1, 1<<64 - 1}}},
+		{
+			"gaps between timelines",
+			"1\t0/1\tx\n4\t0/2\tx\n4294967295\tFFFFFFFF/FFFFFFFF\tx",
+			tracker.History{{1, 1}, {4, 2}, {1<<32 - 1, 1<<64 - 1}},
+		},
 		{"comments, blank lines, no last newline", "# by hand\n \t\r\n  # too\n\n7\t0/1", tracker.History{{7, 1}}},
 		{"CRLF, spaces, no reason", "  1  0/1\r\n\v\f2\t\t0/2 \r\n", tracker.History{{1, 1}, {2, 2}}},
 		{"any bytes in the reason", "1\t0/1\tat restore point \"\xff\x00#1\t0/2\"\n", tracker.History{{1, 1}}},
-		{"switch points that fall", "1\t0/50000A0\tno recovery target specified\n\n2\t0/30160C8\tafter LSN 0/3016088\n", tracker.History{{1, 0x50000A0}, {2, 0x30160C8}}},
+		{
+			"switch points that fall",
+			"1\t0/50000A0\tno recovery target specified\n\n2\t0/30160C8\tafter LSN 0/3016088\n",
+			tracker.History{{1, 0x50000A0}, {2, 0x30160C8}},
+		},
 		{"no ancestors", "", tracker.History{}},
 		{"no ancestors, in words", "# none\n\n", tracker.History{}},
 	} {

@@ -78,6 +78,9 @@ func parseTokenFields(s string) (Token, bool) {
 }
 
 func tokenTooLong[T string | []byte](s T) error {
+	if v, ok := otherVersion(string(s[:MaxTokenLen])); ok {
+		return fmt.Errorf("tracker: parse token %s: %s", quoteInput(s), v)
+	}
 	return fmt.Errorf("tracker: parse token %s: %d bytes, want at most %d", quoteInput(s), len(s), MaxTokenLen)
 }
 
@@ -89,12 +92,19 @@ func tokenVersionError(s string) error {
 	if _, ok := parseLSN(s); ok {
 		return fmt.Errorf("tracker: parse token %s: a bare LSN: use ParseLSN and Token{LSN: lsn}", quoteInput(s))
 	}
-	if v, _, ok := strings.Cut(s, "."); ok && v[:min(1, len(v))] == "v" {
-		if _, err := strconv.ParseUint(v[1:], 10, 32); err == nil {
-			return fmt.Errorf("tracker: parse token %s: version %s, and this version of walwake reads v1", quoteInput(s), v)
-		}
+	if v, ok := otherVersion(s); ok {
+		return fmt.Errorf("tracker: parse token %s: %s", quoteInput(s), v)
 	}
 	return fmt.Errorf("tracker: parse token %s: want %s", quoteInput(s), tokenForm)
+}
+
+// otherVersion says, for what begins like a token of another version, that it is one.
+func otherVersion(s string) (string, bool) {
+	v, _, _ := strings.Cut(s, ".")
+	if n, err := strconv.ParseUint(strings.TrimPrefix(v, "v"), 10, 32); err != nil || v != fmt.Sprintf("v%d", n) || n == 1 {
+		return "", false
+	}
+	return "version " + v + ", and this version of walwake reads v1", true
 }
 
 // String returns the token's text, which [ParseToken] reads.

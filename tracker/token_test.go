@@ -61,13 +61,16 @@ func TestTokenTextNeedsNoEscaping(t *testing.T) {
 
 func TestParseTokenRefusesEveryOtherSpelling(t *testing.T) {
 	for _, in := range []string{
-		"", " ", "v", "v1", "v1.", "v1...", "v1.0", "v1.0.0", "v1.0.0.", "v1.0.0.0", "v1.0.0.0-", "v1.0.0.-0", "v1..0.0-0", "v1.0..0-0",
+		"", " ", "v", "v1", "v1.", "v1...", "v1.0", "v1.0.0", "v1.0.0.", "v1.0.0.0", "v1.0.0.0-", "v1.0.0.-0",
+		"v1..0.0-0", "v1.0..0-0",
 		"v1.00.0.0-0", "v1.0.00.0-0", "v1.0.01.0-0", "v1.01.0.0-0", "v1.0.0.00-0", "v1.0.0.0-00", "v1.0.0.0-0174FFB0",
 		"v1.0.0.0-174ffb0", "v1.0.0.a-0", "v1.Z.0.0-0", "V1.0.0.0-0",
 		"v1.+1.0.0-0", "v1.0.+1.0-0", "v1.0.0.+1-0", "v1.0.0.0-+1", "v1.-1.0.0-0", "v1.0.-1.0-0", "v1.0.0.0--1",
-		"v1.0.0.0-0 ", " v1.0.0.0-0", "v1.0.0.0-0\n", "v1.0.0.0-0\x00", "v1.0. 0.0-0", "v1.0.0.0/0", "v1.0.0.0.0", "v1.0.0.0-0-0", "v1.0.0.0-0.0",
+		"v1.0.0.0-0 ", " v1.0.0.0-0", "v1.0.0.0-0\n", "v1.0.0.0-0\x00", "v1.0. 0.0-0",
+		"v1.0.0.0/0", "v1.0.0.0.0", "v1.0.0.0-0-0", "v1.0.0.0-0.0",
 		"v1:0:0:0-0", "v1.1_0.0.0-0", "v1.0.1_0.0-0", "v1.0.0x1.0-0", "v1.0.0.0-0x1", "v1.é.0.0-0",
-		"v1.3w5e11264sgsg.0.0-0", "v1.zzzzzzzzzzzzz.0.0-0", "v1.0.4294967296.0-0", "v1.0.9999999999.0-0", "v1.0.0.100000000-0", "v1.0.0.0-100000000",
+		"v1.3w5e11264sgsg.0.0-0", "v1.zzzzzzzzzzzzz.0.0-0", "v1.0.4294967296.0-0", "v1.0.9999999999.0-0",
+		"v1.0.0.100000000-0", "v1.0.0.0-100000000",
 		strings.Repeat("v", tracker.MaxTokenLen+1), "v1.0.0.0-" + strings.Repeat("0", 1<<20), "\xff\xfe",
 	} {
 		got, err := tracker.ParseToken(in)
@@ -87,15 +90,18 @@ func TestParseTokenRefusesEveryOtherSpelling(t *testing.T) {
 
 func TestParseTokenErrorsSayWhatToDo(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                       "empty",
-		"0/174FFB0":              "ParseLSN",
-		"0/0174FFB0":             "ParseLSN",
-		"v2.0.0.0-0":             "reads v1",
-		"v10.x":                  "reads v1",
-		"vx.0.0.0-0":             "v1.<system>.<timeline>.<lsn>",
-		"v1.0.0.0-0174FFB0":      "v1.<system>.<timeline>.<lsn>",
-		".":                      "v1.<system>.<timeline>.<lsn>",
-		strings.Repeat("A", 200): `"` + strings.Repeat("A", 64) + `"…: 200 bytes, want at most 45`,
+		"":                              "empty",
+		"0/174FFB0":                     "ParseLSN",
+		"0/0174FFB0":                    "ParseLSN",
+		"v2.0.0.0-0":                    "reads v1",
+		"v10.x":                         "reads v1",
+		"v2." + strings.Repeat("a", 99): "reads v1",
+		"v1." + strings.Repeat("a", 99): "102 bytes",
+		"v01.0.0.0-0":                   "v1.<system>.<timeline>.<lsn>",
+		"vx.0.0.0-0":                    "v1.<system>.<timeline>.<lsn>",
+		"v1.0.0.0-0174FFB0":             "v1.<system>.<timeline>.<lsn>",
+		".":                             "v1.<system>.<timeline>.<lsn>",
+		strings.Repeat("A", 200):        `"` + strings.Repeat("A", 64) + `"…: 200 bytes, want at most 45`,
 	} {
 		if _, err := tracker.ParseToken(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseToken(%.60q): %v; want %q in it", in, err, want)
