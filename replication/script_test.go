@@ -1,0 +1,152 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// scripted is a PostgreSQL server made of a function for each query, over
+// net.Pipe, so that a source runs against it in a synctest bubble unmodified.
+type scripted struct {
+	t       *testing.T
+	version string
+	// answer returns the rows' columns, text, nil for NULL, or an error to send.
+	answer func(conn int, query string) ([][]*string, error)
+
+	mu      sync.Mutex
+	conns   []net.Conn // the server's ends; guarded by mu
+	queries []string   // guarded by mu
+	refuse  error      // guarded by mu; what dialling returns
+}
+
+func (s *scripted) server() Server {
+	cfg, err := pgx.ParseConfig("host=scripted user=app password=secret dbname=postgres sslmode=disable")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cfg.DialFunc = func(context.Context, string, string) (net.Conn, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.refuse != nil {
+			return nil, s.refuse
+		}
+		client, server := net.Pipe()
+		s.conns = append(s.conns, server)
+		n := len(s.conns)
+		go s.serve(n, server)
+		return client, nil
+	}
+	cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"192.0.2.1"}, nil }
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	return Server{Config: cfg}
+}
+
+// cut closes the server's end of every connection, as a crash does.
+func (s *scripted) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		_ = c.Close()
+	}
+}
+
+func (s *scripted) setRefuse(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = err
+}
+
+// asked returns how many queries came, and connections.
+func (s *scripted) asked() (queries, conns int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queries), len(s.conns)
+}
+
+func (s *scripted) serve(n int, c net.Conn) {
+	defer c.Close()
+	b := pgproto3.NewBackend(c, c)
+	if _, err := b.ReceiveStartupMessage(); err != nil {
+		return
+	}
+	b.Send(&pgproto3.AuthenticationOk{})
+	b.Send(&pgproto3.ParameterStatus{Name: "server_version", Value: s.version})
+	b.Send(&pgproto3.ParameterStatus{Name: "standard_conforming_strings", Value: "on"})
+	b.Send(&pgproto3.ParameterStatus{Name: "client_encoding", Value: "UTF8"})
+	b.Send(&pgproto3.BackendKeyData{ProcessID: uint32(n), SecretKey: []byte{0, 0, 0, 1}})
+	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	if b.Flush() != nil {
+		return
+	}
+	for {
+		msg, err := b.Receive()
+		if err != nil {
+			return
+		}
+		switch msg := msg.(type) {
+		case *pgproto3.Query:
+			if s.reply(b, n, msg.String) != nil {
+				return
+			}
+		case *pgproto3.Terminate:
+			return
+		}
+	}
+}
+
+func (s *scripted) reply(b *pgproto3.Backend, n int, query string) error {
+	s.mu.Lock()
+	s.queries = append(s.queries, query)
+	s.mu.Unlock()
+	rows, err := s.answer(n, query)
+	if err != nil {
+		b.Send(&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", Message: err.Error()})
+	}
+	for i, row := range rows {
+		if i == 0 {
+			b.Send(&pgproto3.RowDescription{Fields: fields(len(row))})
+		}
+		values := make([][]byte, len(row))
+		for j, v := range row {
+			if v != nil {
+				values[j] = []byte(*v)
+			}
+		}
+		b.Send(&pgproto3.DataRow{Values: values})
+	}
+	b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT")})
+	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	return b.Flush()
+}
+
+// fields describes the columns of lookQuery (6) and serverQuery (4).
+func fields(n int) []pgproto3.FieldDescription {
+	const (
+		boolean, bigint, integer, text, integers = 16, 20, 23, 25, 1007
+	)
+	oids := map[int][]uint32{6: {integer, boolean, text, text, integers, text}, 4: {integer, bigint, bigint, bigint}}[n]
+	var out []pgproto3.FieldDescription
+	for i := range n {
+		out = append(out, pgproto3.FieldDescription{Name: fmt.Appendf(nil, "c%d", i), DataTypeOID: oids[i], DataTypeSize: -1, TypeModifier: -1})
+	}
+	return out
+}
+
+// row makes a row of text; "NULL" is one.
+func row(columns ...string) []*string {
+	var out []*string
+	for _, c := range columns {
+		if c == "NULL" {
+			out = append(out, nil)
+			continue
+		}
+		out = append(out, &c)
+	}
+	return out
+}
