@@ -390,8 +390,8 @@ func TestSetWaitsForAnyAllAndN(t *testing.T) {
 			epochs[i].Observe(at(100))
 		}
 		set := NewSet(trackers...)
-		for i, d := range []time.Duration{3, 1, 2} {
-			time.AfterFunc(d*time.Second, func() { epochs[i].Observe(at(200)) })
+		for i, d := range []time.Duration{3 * time.Second, time.Second, 2 * time.Second} {
+			time.AfterFunc(d, func() { epochs[i].Observe(at(200)) })
 		}
 		start := time.Now()
 		first, err := set.Any(t.Context(), tok(200))

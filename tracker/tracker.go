@@ -186,11 +186,11 @@ func (t *Tracker) enterLocked(w *Waiter) (urgent bool) {
 		err = fmt.Errorf("%w: %d wait for %s already", ErrTooManyWaiters, t.cfg.MaxWaiters, t.cfg.Name)
 	default:
 		first := t.waitingLocked() == 0
-		lowest, any := t.ahead.min()
+		lowest, some := t.ahead.min()
 		t.seq++
 		w.seq = t.seq
 		t.placeLocked(w, d)
-		return first || d == behind && (!any || w.lsn < lowest)
+		return first || d == behind && (!some || w.lsn < lowest)
 	}
 	w.finishLocked(err)
 	t.countLocked(err)
