@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -118,16 +119,13 @@ func (c *Cluster) abandon() error {
 // build makes the folder, the primary's data and copies of it, and starts everything.
 func (c *Cluster) build(ctx context.Context, found installation, standbys int) error {
 	began := time.Now()
-	var err error
-	if c.Dir, err = makeFolder(ctx, c.options.Dir, c.account); err != nil {
-		return err
-	}
-	if c.watchdog, err = startWatchdog(c.Dir); err != nil {
+	if err := c.makeFolder(ctx); err != nil {
 		return err
 	}
 	var secret [16]byte
 	rand.Read(secret[:]) // never fails
 	c.password = hex.EncodeToString(secret[:])
+	var err error
 	if c.Primary, err = c.newNode("primary", nil); err != nil {
 		return err
 	}
@@ -157,6 +155,9 @@ func (c *Cluster) build(ctx context.Context, found installation, standbys int) e
 func (c *Cluster) newNode(name string, upstream *Node) (*Node, error) {
 	dir := filepath.Join(c.Dir, name)
 	n := &Node{cluster: c, name: name, dir: dir, data: filepath.Join(dir, "data"), upstream: upstream}
+	if c.isClosed() {
+		return nil, errClosed
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a folder for %s: %w", name, err)
 	}
@@ -167,8 +168,8 @@ func (c *Cluster) newNode(name string, upstream *Node) (*Node, error) {
 		return nil, err
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.nodes = append(c.nodes, n)
-	c.mu.Unlock()
 	return n, nil
 }
 
@@ -213,14 +214,20 @@ func (c *Cluster) tryAll(ctx context.Context) error {
 			return err
 		}
 	}
-	errs := make([]error, len(nodes))
+	// The first that fails ends the waiting for the others, and its error is the one to tell.
+	starting, failed := context.WithCancelCause(ctx)
+	defer failed(nil)
 	var wg sync.WaitGroup
-	for i, n := range nodes {
-		wg.Go(func() { errs[i] = n.launch(ctx) })
+	for _, n := range nodes {
+		wg.Go(func() {
+			if err := n.launch(starting); err != nil {
+				failed(err)
+			}
+		})
 	}
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
+	if starting.Err() != nil {
+		return context.Cause(starting)
 	}
 	for _, n := range c.Standbys {
 		if err := n.WaitStreaming(ctx); err != nil {
@@ -233,7 +240,13 @@ func (c *Cluster) tryAll(ctx context.Context) error {
 func (c *Cluster) list() []*Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return append([]*Node(nil), c.nodes...)
+	return slices.Clone(c.nodes)
+}
+
+func (c *Cluster) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
 }
 
 // Close stops all servers at once, as by a crash, and removes the cluster's folder; with Options.Keep it
@@ -250,13 +263,10 @@ func (c *Cluster) Close() error {
 }
 
 func (c *Cluster) closeLocked() error {
-	if c.Dir == "" {
-		return nil
+	if c.watchdog == nil {
+		return nil // it came to nothing
 	}
-	var err error
-	if c.watchdog != nil {
-		err = c.watchdog.finish(c.options.Keep)
-	}
+	err := c.watchdog.finish(c.options.Keep)
 	for _, n := range c.nodes {
 		freePort(n.Port())
 		if s := n.running(); s != nil && !c.options.Keep {

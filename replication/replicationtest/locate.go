@@ -92,7 +92,8 @@ func (h *host) find(ctx context.Context, version string, say func(string, ...any
 		version, asked = strings.TrimSpace(h.getenv(versionEnv)), versionEnv
 	}
 	if version == "" {
-		return h.newest(ctx, say)
+		will := func(i installation) bool { return !i.pre && i.major >= oldestMajor }
+		return h.findOrFetch(ctx, will, fetchedMajor, "no PostgreSQL 14 or newer is installed", say)
 	}
 	major, err := strconv.Atoi(version)
 	if err != nil {
@@ -101,29 +102,23 @@ func (h *host) find(ctx context.Context, version string, say func(string, ...any
 	if major < oldestMajor {
 		return installation{}, fmt.Errorf("replicationtest: %s is %d: %d is the oldest version that will do", asked, major, oldestMajor)
 	}
-	found, seen := h.installed(ctx)
-	found = slices.DeleteFunc(found, func(i installation) bool { return i.major != major })
-	if len(found) > 0 {
-		return found[0], nil
-	}
-	return h.fetchInstead(ctx, major, fmt.Sprintf("PostgreSQL %d (%s) is not installed", major, asked), seen, say)
+	will := func(i installation) bool { return i.major == major }
+	return h.findOrFetch(ctx, will, major, fmt.Sprintf("PostgreSQL %d (%s) is not installed", major, asked), say)
 }
 
-// newest gives the newest installed, or else fetches one.
-func (h *host) newest(ctx context.Context, say func(string, ...any)) (installation, error) {
+// findOrFetch gives the best of those installed that will do, else fetches a major version, else fails with
+// the message that tells how to get one.
+func (h *host) findOrFetch(ctx context.Context, will func(installation) bool, major int, why string, say func(string, ...any)) (installation, error) {
 	found, seen := h.installed(ctx)
-	found = slices.DeleteFunc(found, func(i installation) bool { return i.pre || i.major < oldestMajor })
-	if len(found) > 0 {
-		return found[0], nil
+	if i := slices.IndexFunc(found, will); i >= 0 {
+		return found[i], nil
 	}
-	return h.fetchInstead(ctx, fetchedMajor, "no PostgreSQL 14 or newer is installed", seen, say)
-}
-
-// fetchInstead fetches a major version, or fails with the message that tells how to get one.
-func (h *host) fetchInstead(ctx context.Context, major int, why string, seen []string, say func(string, ...any)) (installation, error) {
 	got, err := h.fetch(ctx, major, say)
 	if err == nil {
 		return got, nil
+	}
+	if ctx.Err() != nil { // which may be why nothing was found
+		return got, fmt.Errorf("replicationtest: find PostgreSQL: %w", context.Cause(ctx))
 	}
 	if len(seen) > 0 {
 		why += " (seen: " + strings.Join(seen, "; ") + ")"
@@ -194,13 +189,17 @@ func (h *host) candidates(ctx context.Context) []string {
 		}
 		bins = append(bins, dir)
 	}
-	globs := slices.Clone(h.globs)
-	for _, cache := range h.caches {
-		globs = append(globs, filepath.Join(cache, "[0-9]*", "bin"))
-	}
-	for _, glob := range globs {
+	for _, glob := range h.globs {
 		more, _ := filepath.Glob(glob) // the only error is a malformed pattern
 		bins = append(bins, more...)
+	}
+	for _, cache := range h.caches {
+		places, _ := filepath.Glob(filepath.Join(cache, "*", markerFile))
+		for _, place := range places {
+			if bin, err := cachedBin(filepath.Dir(place)); err == nil {
+				bins = append(bins, bin)
+			}
+		}
 	}
 	return bins
 }

@@ -99,7 +99,7 @@ func (n *Node) Follow(ctx context.Context, upstream *Node) error {
 	}
 	n.mu.Unlock()
 	if was == nil || upstream == nil || upstream == n {
-		return fmt.Errorf("follow: %s started as a primary, or has nobody else to follow", n.name)
+		return fmt.Errorf("follow: %s is a primary, or has nobody else to follow", n.name)
 	}
 	if err := n.configure(); err != nil {
 		return fmt.Errorf("follow %s: %w", upstream.name, err)
@@ -116,7 +116,7 @@ func (n *Node) WaitStreaming(ctx context.Context) error {
 	upstream := n.upstream
 	n.mu.Unlock()
 	if upstream == nil {
-		return fmt.Errorf("wait for streaming: %s started as a primary", n.name)
+		return fmt.Errorf("wait for streaming: %s is a primary", n.name)
 	}
 	return n.until(ctx, "it streams from "+upstream.name,
 		`select exists (select from pg_stat_wal_receiver where status = 'streaming' and sender_port = $1)`, upstream.Port())

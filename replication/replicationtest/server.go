@@ -129,6 +129,9 @@ func (n *Node) await(ctx context.Context, s *server) error {
 func (n *Node) launch(ctx context.Context) error {
 	s := n.running()
 	if s == nil {
+		if n.cluster.isClosed() {
+			return errClosed
+		}
 		var err error
 		if s, err = n.spawn(); err != nil {
 			return fmt.Errorf("start %s: %w", n.name, err)
@@ -176,16 +179,26 @@ func (n *Node) spawn() (*server, error) {
 // ready waits until the server accepts connections, or fails as soon as it has ended.
 func (n *Node) ready(ctx context.Context, s *server) error {
 	var last error
+	// A port that is somebody else's may accept connections and never answer: the server's end ends that too.
+	running, ended := context.WithCancel(ctx)
+	defer ended()
+	go func() {
+		select {
+		case <-s.exited:
+			ended()
+		case <-running.Done():
+		}
+	}()
 	err := poll(ctx, readyEvery, n.name+" accepts connections", func(ctx context.Context) (bool, error) {
 		select {
 		case <-s.exited:
 			return false, fmt.Errorf("the server ended (%s)", s.cmd.ProcessState)
 		default:
 		}
-		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		attempt, cancel := context.WithTimeout(running, connectTimeout)
 		defer cancel()
 		var conn *pgx.Conn
-		conn, last = n.Connect(ctx)
+		conn, last = n.Connect(attempt)
 		if last != nil {
 			return false, nil // not yet; the server's end or ctx's ends this
 		}

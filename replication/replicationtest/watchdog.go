@@ -14,8 +14,9 @@ import (
 // run; the end of the pipe means that the cluster was closed or that this process is dead, and then
 // everything is stopped and the folder removed. So one way of cleaning up serves both, and is tested by both.
 //
-// A line is "+pid" (runs), "-pid" (was waited for) or "keep" (leave all as it is). A segment of System V
-// shared memory outlives a postmaster that was killed; its id is on line 7 of the pid file that stayed.
+// A line is "+pid" (runs, and leads a process group), "-pid" (was waited for) or "keep" (leave all as it
+// is). A segment of System V shared memory outlives a postmaster that was killed; its id is on line 7 of
+// the pid file that stayed.
 const watchdogScript = `
 trap '' HUP INT QUIT TERM
 root=$1 pids=
@@ -41,7 +42,7 @@ some_run() {
 for p in $pids; do kill -QUIT "$p" 2>/dev/null; done
 n=0
 while some_run && [ $n -lt 400 ]; do sleep 0.02; n=$((n+1)); done
-for p in $pids; do running "$p" && kill -KILL "$p" 2>/dev/null; done
+for p in $pids; do kill -s KILL -- "-$p" 2>/dev/null; done
 for f in "$root"/*/data/postmaster.pid; do
   [ -f "$f" ] || continue
   { read -r _; read -r _; read -r _; read -r _; read -r _; read -r _; read -r _ shm; } <"$f"
