@@ -27,7 +27,7 @@ func Example() {
 	defer primary.Close(ctx)
 
 	// Once, at start-up: follow the replica.
-	source, err := replication.NewPoll(replication.PollConfig{Server: replication.Server{DSN: replicaDSN}})
+	source, err := replication.New(replication.Config{Replica: replication.Server{DSN: replicaDSN}})
 	if err != nil {
 		log.Fatal(err)
 	}

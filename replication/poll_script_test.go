@@ -17,24 +17,24 @@ import (
 func standbyScript(t *testing.T, lsn *atomic.Uint64) *scripted {
 	return &scripted{t: t, version: "17.5", answer: func(conn int, query string) ([][]*string, error) {
 		if query == serverQuery {
-			return [][]*string{row(fmt.Sprint(conn), "7", "8192", "16777216")}, nil
+			return [][]*string{row(fmt.Sprint(conn), "then", "7", "8192", "16777216")}, nil
 		}
-		return [][]*string{row(fmt.Sprint(conn), "t", tracker.LSN(lsn.Load()).String(), "NULL", "{1,1}", "not paused")}, nil
+		return [][]*string{row(fmt.Sprint(conn), "t", tracker.LSN(lsn.Load()).String(), "NULL", "1", "not paused")}, nil
 	}}
 }
 
 // polling runs a tracker that polls s until the test ends.
 func polling(t *testing.T, s *scripted, cfg tracker.Config) *tracker.Tracker {
 	t.Helper()
-	poll, err := NewPoll(PollConfig{Server: s.server()})
+	poll, err := New(Config{Replica: s.server(), Use: []Kind{Poll}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg.Source = poll
-	return run(t, cfg)
+	return tracking(t, cfg)
 }
 
-func run(t *testing.T, cfg tracker.Config) *tracker.Tracker {
+func tracking(t *testing.T, cfg tracker.Config) *tracker.Tracker {
 	t.Helper()
 	tr, err := tracker.New(cfg)
 	if err != nil {
@@ -171,11 +171,11 @@ func TestPollEndsWithItsDeadlineWhenTheServerStopsAnswering(t *testing.T) {
 
 func TestPollRefusesWhatAServerWouldNotSay(t *testing.T) {
 	for name, answer := range map[string][]*string{
-		"garbage position":  row("1", "t", "0/16B3748garbage", "NULL", "{1,1}", "not paused"),
-		"overlong position": row("1", "t", "0/1FFFFFFFF", "NULL", "{1,1}", "not paused"),
+		"garbage position":  row("1", "t", "0/16B3748garbage", "NULL", "1", "not paused"),
+		"overlong position": row("1", "t", "0/1FFFFFFFF", "NULL", "1", "not paused"),
 		"garbage WAL file":  row("1", "f", "0/16B3748", "nonsense", "NULL", "NULL"),
-		"garbage array":     row("1", "t", "0/16B3748", "NULL", "{1,x}", "not paused"),
-		"null backend":      row("NULL", "t", "0/16B3748", "NULL", "{1,1}", "not paused"),
+		"garbage timeline":  row("1", "t", "0/16B3748", "NULL", "1x", "not paused"),
+		"null backend":      row("NULL", "t", "0/16B3748", "NULL", "1", "not paused"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -213,9 +213,9 @@ func TestPollStartsAnEpochForEachServerProcessBehindAPooler(t *testing.T) {
 		s.answer = func(_ int, query string) ([][]*string, error) {
 			pid := fmt.Sprint(backend.Load())
 			if query == serverQuery {
-				return [][]*string{row(pid, "7", "8192", "16777216")}, nil
+				return [][]*string{row(pid, "then", "7", "8192", "16777216")}, nil
 			}
-			return [][]*string{row(pid, "t", tracker.LSN(lsn.Load()).String(), "NULL", "{1,1}", "not paused")}, nil
+			return [][]*string{row(pid, "t", tracker.LSN(lsn.Load()).String(), "NULL", "1", "not paused")}, nil
 		}
 		tr := polling(t, s, tracker.Config{})
 		<-tr.Ready()
@@ -223,6 +223,7 @@ func TestPollStartsAnEpochForEachServerProcessBehindAPooler(t *testing.T) {
 		lsn.Store(300)
 		backend.Store(12)
 		w := tr.Request(tok(600))
+		time.Sleep(time.Second)
 		synctest.Wait()
 		if o, _ := tr.LastReplay(); o.LSN != 300 || o.Epoch != 2 {
 			t.Errorf("got %+v, want 0/12C in epoch 2", o)
@@ -232,14 +233,19 @@ func TestPollStartsAnEpochForEachServerProcessBehindAPooler(t *testing.T) {
 }
 
 func TestConfigErrorsNameTheField(t *testing.T) {
-	for want, cfg := range map[string]PollConfig{
-		"neither DSN nor Config": {},
-		"Server.DSN":             {Server: Server{DSN: "postgres://u:secret@host:port/"}},
-		"MinInterval":            {Server: Server{DSN: "host=x"}, MinInterval: -1},
-		"want 0 < Min <= Max":    {Server: Server{DSN: "host=x"}, MinInterval: 2, MaxInterval: 1},
-		"Server.ConnectTimeout":  {Server: Server{DSN: "host=x", ConnectTimeout: -1}},
+	replica := Server{DSN: "host=x"}
+	for want, cfg := range map[string]Config{
+		"Config.Replica has neither DSN nor Config": {},
+		"Config.Replica.DSN":                        {Replica: Server{DSN: "postgres://u:secret@host:port/"}},
+		"Config.Primary.DSN":                        {Replica: replica, Primary: Server{DSN: "postgres://u:secret@host:port/"}},
+		"MinInterval":                               {Replica: replica, MinInterval: -1},
+		"want 0 < Min <= Max":                       {Replica: replica, MinInterval: 2, MaxInterval: 1},
+		"Config.Replica: ConnectTimeout":            {Replica: Server{DSN: "host=x", ConnectTimeout: -1}},
+		"Config.Linger":                             {Replica: replica, Linger: -1},
+		`kind "pol"`:                                {Replica: replica, Use: []Kind{"pol"}},
+		`kind "poll" twice`:                         {Replica: replica, Use: []Kind{Poll, Poll}},
 	} {
-		_, err := NewPoll(cfg)
+		_, err := New(cfg)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("got %v, want an error with %q", err, want)
 		}

@@ -81,10 +81,15 @@ func capture(t *testing.T, conn replication.Querier) tracker.Token {
 // poll runs a tracker that polls the server at dsn until the test ends.
 func poll(t *testing.T, dsn string, cfg tracker.Config) *tracker.Tracker {
 	t.Helper()
-	source, err := replication.NewPoll(replication.PollConfig{Server: replication.Server{DSN: dsn}})
+	source, err := replication.New(replication.Config{Replica: replication.Server{DSN: dsn}, Use: []replication.Kind{replication.Poll}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return track(t, source, cfg)
+}
+
+func track(t *testing.T, source tracker.Source, cfg tracker.Config) *tracker.Tracker {
+	t.Helper()
 	cfg.Source = source
 	tr, err := tracker.New(cfg)
 	if err != nil {

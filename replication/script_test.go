@@ -94,22 +94,42 @@ func (s *scripted) serve(n int, c net.Conn) {
 			if s.reply(b, n, msg.String) != nil {
 				return
 			}
+		case *pgproto3.Parse:
+			b.Send(&pgproto3.ParseComplete{})
+			b.Send(&pgproto3.ParameterDescription{})
+			b.Send(&pgproto3.RowDescription{Fields: fields(6)})
+		case *pgproto3.Bind: // of what was parsed: the look
+			b.Send(&pgproto3.BindComplete{})
+			s.rows(b, n, lookQuery, false)
+		case *pgproto3.Sync:
+			b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+			if b.Flush() != nil {
+				return
+			}
 		case *pgproto3.Terminate:
 			return
 		}
 	}
 }
 
+// reply answers a simple query.
 func (s *scripted) reply(b *pgproto3.Backend, n int, query string) error {
+	s.rows(b, n, query, true)
+	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	return b.Flush()
+}
+
+func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool) {
 	s.mu.Lock()
 	s.queries = append(s.queries, query)
 	s.mu.Unlock()
 	rows, err := s.answer(n, query)
 	if err != nil {
 		b.Send(&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", Message: err.Error()})
+		return
 	}
 	for i, row := range rows {
-		if i == 0 {
+		if i == 0 && describe {
 			b.Send(&pgproto3.RowDescription{Fields: fields(len(row))})
 		}
 		values := make([][]byte, len(row))
@@ -121,19 +141,21 @@ func (s *scripted) reply(b *pgproto3.Backend, n int, query string) error {
 		b.Send(&pgproto3.DataRow{Values: values})
 	}
 	b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT")})
-	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
-	return b.Flush()
 }
 
-// fields describes the columns of lookQuery (6) and serverQuery (4).
+// fields describes the columns of lookQuery (6), serverQuery (5) and others.
 func fields(n int) []pgproto3.FieldDescription {
 	const (
-		boolean, bigint, integer, text, integers = 16, 20, 23, 25, 1007
+		boolean, bigint, integer, text = 16, 20, 23, 25
 	)
-	oids := map[int][]uint32{6: {integer, boolean, text, text, integers, text}, 4: {integer, bigint, bigint, bigint}}[n]
+	oids := map[int][]uint32{6: {integer, boolean, text, text, text, text}, 5: {integer, text, bigint, bigint, bigint}}[n]
 	var out []pgproto3.FieldDescription
 	for i := range n {
-		out = append(out, pgproto3.FieldDescription{Name: fmt.Appendf(nil, "c%d", i), DataTypeOID: oids[i], DataTypeSize: -1, TypeModifier: -1})
+		oid := uint32(text)
+		if oids != nil {
+			oid = oids[i]
+		}
+		out = append(out, pgproto3.FieldDescription{Name: fmt.Appendf(nil, "c%d", i), DataTypeOID: oid, DataTypeSize: -1, TypeModifier: -1})
 	}
 	return out
 }

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -38,8 +37,11 @@ const (
 // closeTimeout bounds saying goodbye to a server that may be gone.
 const closeTimeout = time.Second
 
-// checked returns s with its defaults filled in and its DSN parsed.
-func (s Server) checked() (Server, error) {
+func (s Server) isZero() bool { return s.DSN == "" && s.Config == nil }
+
+// checked returns s with its defaults filled in and its DSN parsed. field is its
+// name in Config.
+func (s Server) checked(field string) (Server, error) {
 	if s.ConnectTimeout == 0 {
 		s.ConnectTimeout = DefaultConnectTimeout
 	}
@@ -47,18 +49,18 @@ func (s Server) checked() (Server, error) {
 		s.QueryTimeout = DefaultQueryTimeout
 	}
 	if s.ConnectTimeout < 0 || s.QueryTimeout < 0 {
-		return s, fmt.Errorf("replication: Server.ConnectTimeout %s and QueryTimeout %s: want neither below 0", s.ConnectTimeout, s.QueryTimeout)
+		return s, fmt.Errorf("replication: Config.%s: ConnectTimeout %s and QueryTimeout %s: want neither below 0", field, s.ConnectTimeout, s.QueryTimeout)
 	}
 	if s.Config != nil {
 		s.Config = s.Config.Copy()
 		return s, nil
 	}
 	if s.DSN == "" {
-		return s, errors.New("replication: Server has neither DSN nor Config: say which server to connect to")
+		return s, fmt.Errorf("replication: Config.%s has neither DSN nor Config: say which server to connect to", field)
 	}
 	cfg, err := pgx.ParseConfig(s.DSN)
 	if err != nil {
-		return s, fmt.Errorf("replication: Server.DSN: %w", err) // pgx leaves the password out
+		return s, fmt.Errorf("replication: Config.%s.DSN: %w", field, err) // pgx leaves the password out
 	}
 	s.Config = cfg
 	return s, nil

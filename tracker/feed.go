@@ -64,6 +64,16 @@ type Feed struct {
 	dead     bool
 	observed bool   // whether anything came over it: resets the pause before the next run
 	note     string // see Note
+	using    string // the highest rung that is up; name where there is no ladder
+	ladder   []Rung
+}
+
+// Rung is one of the ways in which a source may learn of replay.
+type Rung struct {
+	Source string    // its name
+	Up     bool      // whether it works now
+	Reason string    // why it is not up, or what is wrong with it; may be empty
+	Since  time.Time // when Up last changed
 }
 
 // Epoch is the life of one connection, and the positions seen over it. A
@@ -123,6 +133,35 @@ func (f *Feed) Note(reason string) {
 	f.t.mu.Lock()
 	defer f.t.mu.Unlock()
 	f.note = reason
+}
+
+// Ladder says which ways the source has, best first, and which of them are up.
+// The first that is up is the one in use, which State calls the Source. The
+// slice must not be changed after it was handed over.
+func (f *Feed) Ladder(rungs []Rung) {
+	using, reason := f.name, ""
+	for i := len(rungs) - 1; i >= 0; i-- {
+		if rungs[i].Up {
+			using = rungs[i].Source
+		} else {
+			reason = rungs[i].Reason
+		}
+	}
+	t := f.t
+	t.mu.Lock()
+	f.ladder = rungs
+	from := f.using
+	f.using = using
+	if f.dead || from == using {
+		t.mu.Unlock()
+		return
+	}
+	t.stats.SourceChanges++
+	t.mu.Unlock()
+	t.cfg.Logger.Info("source changed", "replica", t.cfg.Name, "from", from, "to", using, "best", reason)
+	if fn := t.cfg.Observer.SourceChanged; fn != nil {
+		fn(from, using)
+	}
 }
 
 // observe is Epoch.Observe.

@@ -72,7 +72,8 @@ func (t *Tracker) shut() {
 }
 
 func (t *Tracker) openFeed() *Feed {
-	f := &Feed{t: t, name: t.cfg.Source.Name(), changed: make(chan struct{}, 1)}
+	name := t.cfg.Source.Name()
+	f := &Feed{t: t, name: name, using: name, changed: make(chan struct{}, 1)}
 	t.mu.Lock()
 	t.feed = f
 	t.listener.Store(f)

@@ -18,6 +18,8 @@ type Observer struct {
 	Position func(Observation)
 	// Failed is called when the source has failed, before the pause.
 	Failed func(source string, err error)
+	// SourceChanged is called when another rung of the source's ladder is in use.
+	SourceChanged func(from, to string)
 	// WaitStart is called by Await when it begins to block; the context that it
 	// returns is used for the wait and handed to WaitEnd.
 	WaitStart func(ctx context.Context, tok Token) context.Context
@@ -35,16 +37,17 @@ type WaitResult struct {
 // Stats counts what has happened since New. Waits that found their token
 // replayed are not in it: see Observer.
 type Stats struct {
-	Waiting      int    // now
-	Woken        uint64 // replayed while they waited
-	TimedOut     uint64 // ErrTimeout
-	Canceled     uint64 // by Cancel or the caller's context
-	Diverged     uint64 // ErrDiverged
-	WrongSystem  uint64 // ErrWrongSystem
-	Refused      uint64 // ErrTooManyWaiters and ErrClosed
-	Observations uint64
-	Epochs       uint64 // connections that a position came from
-	Failures     uint64 // runs of the source that failed
+	Waiting       int    // now
+	Woken         uint64 // replayed while they waited
+	TimedOut      uint64 // ErrTimeout
+	Canceled      uint64 // by Cancel or the caller's context
+	Diverged      uint64 // ErrDiverged
+	WrongSystem   uint64 // ErrWrongSystem
+	Refused       uint64 // ErrTooManyWaiters and ErrClosed
+	Observations  uint64
+	Epochs        uint64 // connections that a position came from
+	Failures      uint64 // runs of the source that failed
+	SourceChanges uint64 // rungs of the source's ladder that took over from another
 }
 
 // State is a snapshot of what a Tracker knows.
@@ -54,7 +57,8 @@ type State struct {
 	Known      bool      // whether Position is
 	ObservedAt time.Time // when the source last observed; zero before it did
 	Rate       float64   // bytes replayed a second, lately; 0 when not known
-	Source     string    // the running source; empty when none runs
+	Source     string    // the source, or rung of it, in use; empty when none runs
+	Ladder     []Rung    // the source's rungs, best first; empty where it has none. Not to be changed
 	Note       string    // what holds the source back; empty when nothing does
 	Failure    error     // why the source last failed; nil while it observes
 	Demand     Demand
@@ -85,7 +89,7 @@ func (t *Tracker) State() State {
 		Closed:     t.closed,
 	}
 	if t.feed != nil {
-		s.Note = t.feed.note
+		s.Note, s.Ladder = t.feed.note, t.feed.ladder
 	}
 	if v := t.view.Load(); v != nil {
 		s.Position, s.Known, s.Failure = v.observation(), true, nil
@@ -97,7 +101,7 @@ func (t *Tracker) sourceLocked() string {
 	if t.feed == nil {
 		return ""
 	}
-	return t.feed.name
+	return t.feed.using
 }
 
 // reasonLocked says what may keep the position from moving.

@@ -1,0 +1,171 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// Kind is a way to learn that a replica has replayed more.
+type Kind string
+
+// The kinds, best first where all are possible.
+const (
+	// WaitFor has the server itself tell: WAIT FOR LSN, from PostgreSQL 19.
+	WaitFor Kind = "waitfor"
+	// Logical listens to the keepalives of a temporary logical slot on the
+	// standby, from PostgreSQL 16. It needs REPLICATION, wal_level = logical
+	// and a publication, which may be empty.
+	Logical Kind = "logical"
+	// Physical listens to the WAL that the standby passes on. It needs
+	// REPLICATION.
+	Physical Kind = "physical"
+	// Poll asks, ever less often. It is always possible.
+	Poll Kind = "poll"
+)
+
+// Kinds returns all kinds, best first.
+func Kinds() []Kind { return []Kind{WaitFor, Physical, Logical, Poll} }
+
+// Config configures a Ladder. It is copied by New.
+type Config struct {
+	// Replica is the server to observe. A role with LOGIN will do for Poll and
+	// WaitFor: see the package's Timelines.
+	Replica Server
+
+	// Primary, if it is set, is used by Logical alone, to have its slot made at
+	// once: pg_log_standby_snapshot().
+	Primary Server
+
+	// Use names the kinds that may be used, best first. Poll is always the last,
+	// named or not. nil means Kinds().
+	Use []Kind
+
+	// Publication is what Logical subscribes to. Empty means DefaultPublication.
+	Publication string
+
+	// MinInterval and MaxInterval bound the pause before the server is asked
+	// again while somebody waits and nothing has come: an eighth of the time
+	// that the lowest position has been waited for. With a stream they are the
+	// safety net for what it lost.
+	// 0 means DefaultMinInterval and DefaultMaxInterval.
+	MinInterval, MaxInterval time.Duration
+
+	// IdleInterval is the pause while nobody waits, when a query only shows that
+	// the server still answers. 0 means DefaultIdleInterval.
+	IdleInterval time.Duration
+
+	// Linger is how long a stream goes on after the last waiter went, before it
+	// is closed. 0 means DefaultLinger.
+	Linger time.Duration
+}
+
+// What a zero field of Config means.
+const (
+	DefaultPublication  = "walwake"
+	DefaultMinInterval  = 100 * time.Microsecond
+	DefaultMaxInterval  = 25 * time.Millisecond
+	DefaultIdleInterval = 10 * time.Second
+	DefaultLinger       = 10 * time.Second
+)
+
+// Ladder is the tracker.Source for one PostgreSQL server, standby or primary.
+//
+// Every position that it reports is the server's own answer over one session,
+// which is the epoch; the kinds differ in when the server is asked. So a stream
+// that drops, repeats itself or loses something costs time and never
+// correctness, and another one may take its place at any moment.
+type Ladder struct {
+	cfg Config
+}
+
+var _ tracker.Source = (*Ladder)(nil)
+
+// New returns a Ladder. It does no I/O; an error names the field that is wrong.
+func New(cfg Config) (*Ladder, error) {
+	var err error
+	if cfg.Replica, err = cfg.Replica.checked("Replica"); err != nil {
+		return nil, err
+	}
+	if !cfg.Primary.isZero() {
+		if cfg.Primary, err = cfg.Primary.checked("Primary"); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Use == nil {
+		cfg.Use = Kinds()
+	}
+	cfg.Use = slices.Clone(cfg.Use)
+	for i, k := range cfg.Use {
+		if !slices.Contains(Kinds(), k) {
+			return nil, fmt.Errorf("replication: Config.Use: kind %q: want one of %q", k, Kinds())
+		}
+		if slices.Contains(cfg.Use[:i], k) {
+			return nil, fmt.Errorf("replication: Config.Use: kind %q twice", k)
+		}
+	}
+	if i := slices.Index(cfg.Use, Poll); i >= 0 {
+		cfg.Use = cfg.Use[:i] // what is behind it would never be used
+	}
+	cfg.Use = append(cfg.Use, Poll)
+	setDefault(&cfg.Publication, DefaultPublication)
+	setDefault(&cfg.MinInterval, DefaultMinInterval)
+	setDefault(&cfg.MaxInterval, max(DefaultMaxInterval, cfg.MinInterval))
+	setDefault(&cfg.IdleInterval, max(DefaultIdleInterval, cfg.MaxInterval))
+	setDefault(&cfg.Linger, DefaultLinger)
+	if cfg.MinInterval < 0 || cfg.MaxInterval < cfg.MinInterval || cfg.IdleInterval < cfg.MaxInterval {
+		return nil, fmt.Errorf("replication: Config.MinInterval %s, MaxInterval %s, IdleInterval %s: want 0 < Min <= Max <= Idle",
+			cfg.MinInterval, cfg.MaxInterval, cfg.IdleInterval)
+	}
+	if cfg.Linger < 0 {
+		return nil, fmt.Errorf("replication: Config.Linger %s: want 0 or more", cfg.Linger)
+	}
+	return &Ladder{cfg: cfg}, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Name returns "poll" until another kind is in use: see tracker.State.
+func (l *Ladder) Name() string { return string(Poll) }
+
+// Observe connects and reports until ctx ends or the connection fails. Where a
+// plain connection does not tell the timeline, it goes on over a replication
+// connection, if the role may have one.
+func (l *Ladder) Observe(ctx context.Context, feed *tracker.Feed) error {
+	run := &run{cfg: l.cfg, feed: feed, histories: histories{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
+	walsender := false
+	for {
+		err := run.observe(ctx, walsender)
+		switch refused, is := errors.AsType[*refusedError](err); {
+		case errors.Is(err, errWantWalsender):
+			walsender = true
+		case is && ctx.Err() == nil:
+			walsender = false
+			run.refused, run.refusedAt = refused, time.Now()
+		default:
+			return err
+		}
+	}
+}
+
+// errWantWalsender ends a run over a plain connection that does not tell the
+// timeline.
+var errWantWalsender = errors.New("replication: a replication connection is wanted")
+
+// refusedError says why a replication connection could not be had.
+type refusedError struct{ err error }
+
+func (e *refusedError) Error() string { return e.err.Error() }
+func (e *refusedError) Unwrap() error { return e.err }
+
+// refusedFor is how long a refused replication connection is not tried again.
+const refusedFor = time.Minute

@@ -1,0 +1,125 @@
+package replication
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// listenLogical makes a temporary logical slot on the standby and listens to
+// its keepalives. The walsender decodes what is replayed, and says how far it is
+// before it sleeps (src/backend/replication/walsender.c, WalSndWaitForWal). It
+// does miss wake-ups, so it is pinged while somebody waits.
+func listenLogical(ctx context.Context, l *listener) error {
+	conn, err := l.cfg.Replica.connect(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer disconnect(conn)
+	if err := mayDecode(ctx, conn, l.cfg); err != nil {
+		return err
+	}
+	slot := "walwake_" + strings.ToLower(rand.Text()[:16])
+	if err := createSlot(ctx, conn, slot, l); err != nil {
+		return err
+	}
+	start, cancel := context.WithTimeout(ctx, l.cfg.Replica.QueryTimeout)
+	defer cancel()
+	err = copyBoth(start, conn, fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL 0/0 (proto_version '1', publication_names '%s')",
+		slot, strings.ReplaceAll(pgx.Identifier{l.cfg.Publication}.Sanitize(), "'", "''")))
+	if err != nil {
+		return err
+	}
+	s := &walStream{l: l, conn: conn, pings: true}
+	var confirmed pglogrepl.LSN
+	var confirmedAt time.Time
+	s.status = func(ping bool) pglogrepl.StandbyStatusUpdate {
+		// Confirming is what lets the server drop WAL and catalog rows; a ping says
+		// again what was confirmed.
+		if now := time.Now(); now.Sub(confirmedAt) >= confirmEvery {
+			confirmed, confirmedAt = pglogrepl.LSN(s.received.Load()), now
+		}
+		return pglogrepl.StandbyStatusUpdate{WALWritePosition: confirmed, ReplyRequested: ping}
+	}
+	l.up()
+	return s.run(ctx)
+}
+
+// mayDecode says what is missing for logical decoding, before a slot is asked
+// for: the server's own message comes late, or names no remedy.
+func mayDecode(ctx context.Context, conn *pgx.Conn, cfg Config) error {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Replica.QueryTimeout)
+	defer cancel()
+	var level string
+	var published bool
+	err := conn.QueryRow(ctx, `SELECT current_setting('wal_level'), EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, cfg.Publication).Scan(&level, &published)
+	switch {
+	case err != nil:
+		return fmt.Errorf("ask what can be decoded: %w", err)
+	case level != "logical":
+		return fmt.Errorf("wal_level is %s: ALTER SYSTEM SET wal_level = logical on the primary and on the standby, and restart both", level)
+	case !published:
+		return fmt.Errorf("publication %s does not exist: CREATE PUBLICATION %[1]s on the primary", pgx.Identifier{cfg.Publication}.Sanitize())
+	}
+	return nil
+}
+
+const (
+	// snapshotEvery is how often the primary is asked to help while a slot is
+	// being made, slotWithin how long that may take.
+	snapshotEvery = time.Second
+	slotWithin    = time.Minute
+)
+
+// createSlot makes the slot. On a standby that waits for a record of running
+// transactions, which an idle primary writes seldom, and at once when it is
+// asked to (src/backend/replication/logical/snapbuild.c).
+func createSlot(ctx context.Context, conn *pgx.Conn, slot string, l *listener) error {
+	ctx, cancel := context.WithTimeout(ctx, slotWithin)
+	defer cancel()
+	made := make(chan struct{})
+	var help sync.WaitGroup
+	defer help.Wait()
+	defer close(made)
+	l.note("the slot is being made")
+	if !l.cfg.Primary.isZero() {
+		help.Go(func() { logSnapshots(ctx, l, made) })
+	}
+	_, err := pglogrepl.CreateReplicationSlot(ctx, conn.PgConn(), slot, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
+		Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "NOEXPORT_SNAPSHOT",
+	})
+	if err != nil {
+		return fmt.Errorf("make a temporary slot: %w", err)
+	}
+	return nil
+}
+
+// logSnapshots has the primary log its running transactions until the slot is
+// made. Without the right to, the slot waits for the primary's own.
+func logSnapshots(ctx context.Context, l *listener, made <-chan struct{}) {
+	conn, err := l.cfg.Primary.connect(ctx, false)
+	if err != nil {
+		l.note("the slot is being made, without the primary's help: " + err.Error())
+		return
+	}
+	defer disconnect(conn)
+	for pause := 10 * time.Millisecond; ; pause = snapshotEvery {
+		select {
+		case <-made:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		if _, err := conn.Exec(ctx, `SELECT pg_log_standby_snapshot()`); err != nil {
+			l.note("the slot is being made, without the primary's help: " + err.Error())
+			return
+		}
+	}
+}

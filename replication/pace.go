@@ -1,0 +1,43 @@
+package replication
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// pace decides when to look again at the latest.
+type pace struct {
+	min, max, idle time.Duration
+	target         tracker.LSN
+	since          time.Time // when target became the lowest that is waited for
+	waiting        bool
+}
+
+func (p *pace) next(d tracker.Demand, now time.Time) time.Duration {
+	if d.Waiting == 0 {
+		p.waiting = false
+		return p.idle
+	}
+	if !p.waiting || d.Lowest != p.target {
+		p.waiting, p.target, p.since = true, d.Lowest, now
+	}
+	return min(max(now.Sub(p.since)/8, p.min), p.max)
+}
+
+// pauses grow from one failure to the next, with jitter.
+type pauses struct{ failures int }
+
+const (
+	firstPause = 500 * time.Millisecond
+	lastPause  = time.Minute
+)
+
+func (p *pauses) next() time.Duration {
+	d := min(firstPause<<min(p.failures, 10), lastPause)
+	p.failures++
+	return d/2 + rand.N(d/2+1)
+}
+
+func (p *pauses) reset() { p.failures = 0 }

@@ -1,0 +1,293 @@
+package replication
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// session asks one server process for its position. One goroutine asks, a
+// second one reads all the time: so the end of the connection is seen at once,
+// and asking does not have to interrupt listening.
+//
+// One request may be under way at a time; its answer comes over answers.
+type session struct {
+	server    Server
+	conn      *pgx.Conn // used for connecting and cancelling; link is what we speak over
+	link      *pgconn.HijackedConn
+	walsender bool // a replication connection: no prepared statements, but IDENTIFY_SYSTEM
+	major     int
+	look      string // lookQuery for the version
+
+	backend int64
+	started string // when the server process started: with backend it names a server's life
+	system  uint64
+	sizes   walSizes
+
+	answers chan answer
+	parts   atomic.Int32 // ReadyForQuery messages that the request's answer has
+	quit    chan struct{}
+	read    sync.WaitGroup
+
+	busy     bool // a request is under way
+	deadline *time.Timer
+}
+
+// answer is what came of a request: a reading, or the error that has ended the
+// session.
+type answer struct {
+	reading
+	waited  string // what WAIT FOR LSN returned: success, timeout, not in recovery; empty without one
+	waitErr error  // what it failed with
+	err     error
+}
+
+// maxAnswer bounds a message from the server; a position is a hundred bytes.
+const maxAnswer = 1 << 20
+
+// lookName is the prepared statement's.
+const lookName = "walwake_look"
+
+// openSession connects. With peer, it fails where it reaches another server than
+// peer has, or another life of it: two sessions that are both alive, one of
+// which sees the other's process, end with the same crash.
+func openSession(ctx context.Context, server Server, walsender bool, peer *session) (*session, error) {
+	conn, err := server.connect(ctx, walsender)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{server: server, conn: conn, walsender: walsender, major: majorVersion(conn), answers: make(chan answer, 1), quit: make(chan struct{})}
+	s.look = lookQueryFor(s.major)
+	ctx, cancel := context.WithTimeout(ctx, server.QueryTimeout)
+	defer cancel()
+	if err := errors.Join(s.identify(ctx), s.meet(ctx, peer)); err != nil {
+		disconnect(conn)
+		return nil, err
+	}
+	if s.link, err = conn.PgConn().Hijack(); err != nil {
+		disconnect(conn)
+		return nil, fmt.Errorf("replication: %w", err)
+	}
+	_ = s.link.Conn.SetDeadline(time.Time{})
+	s.link.Frontend.SetMaxBodyLen(maxAnswer)
+	s.deadline = time.AfterFunc(time.Hour, func() { _ = s.link.Conn.SetDeadline(time.Unix(1, 0)) })
+	s.deadline.Stop()
+	s.read.Go(s.reader)
+	return s, nil
+}
+
+// identify reads what is fixed for the server process, and prepares the look.
+func (s *session) identify(ctx context.Context) error {
+	var system, block, segment int64
+	var started *string
+	if err := s.conn.QueryRow(ctx, serverQuery).Scan(&s.backend, &started, &system, &block, &segment); err != nil {
+		return fmt.Errorf("replication: ask for the system identifier: %w", err)
+	}
+	if started != nil {
+		s.started = *started
+	}
+	s.system, s.sizes = uint64(system), walSizes{uint64(block), uint64(segment)}
+	if s.walsender {
+		return nil
+	}
+	if _, err := s.conn.PgConn().Prepare(ctx, lookName, s.look, nil); err != nil {
+		return fmt.Errorf("replication: prepare the question for the position: %w", err)
+	}
+	return nil
+}
+
+// meet looks for peer's process.
+func (s *session) meet(ctx context.Context, peer *session) error {
+	if peer == nil {
+		return nil
+	}
+	var started *string
+	err := s.conn.QueryRow(ctx, `SELECT max(backend_start::text) FROM pg_stat_get_activity($1)`, peer.backend).Scan(&started)
+	if err != nil {
+		return fmt.Errorf("replication: look for our other session: %w", err)
+	}
+	if started == nil || *started != peer.started || s.system != peer.system {
+		return errors.New("replication: a second connection reached another server than the first: the connection string has to lead to one server")
+	}
+	return nil
+}
+
+// close ends the session and its reader. A WAIT FOR LSN that is under way is
+// cancelled, or its server process would go on until the wait's own TIMEOUT.
+func (s *session) close() {
+	s.deadline.Stop()
+	if s.busy {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		_ = s.conn.PgConn().CancelRequest(ctx) // the server may be gone
+		cancel()
+	}
+	_ = s.link.Conn.SetWriteDeadline(time.Now().Add(closeTimeout))
+	s.link.Frontend.Send(&pgproto3.Terminate{})
+	_ = s.link.Frontend.Flush() // a courtesy
+	_ = s.link.Conn.Close()
+	close(s.quit)
+	s.read.Wait()
+}
+
+// askNow asks for the position.
+func (s *session) askNow() error {
+	s.parts.Store(0)
+	s.sendLook()
+	return s.flush(s.server.QueryTimeout)
+}
+
+// askAfter asks for the position as soon as target is replayed, or timeout has
+// passed: WAIT FOR LSN (PostgreSQL 19) and the question in one go. The
+// question's answer says how far replay is; that the wait succeeded is not
+// relied on, since it knows no timeline.
+func (s *session) askAfter(target tracker.LSN, timeout time.Duration) error {
+	s.parts.Store(1)
+	s.link.Frontend.Send(&pgproto3.Query{String: fmt.Sprintf(
+		"WAIT FOR LSN '%s' WITH (TIMEOUT '%dms', NO_THROW)", target, max(timeout.Milliseconds(), 1))})
+	s.sendLook()
+	return s.flush(timeout + s.server.QueryTimeout)
+}
+
+func (s *session) sendLook() {
+	f := s.link.Frontend
+	if s.walsender {
+		s.parts.Add(2)
+		f.Send(&pgproto3.Query{String: s.look})
+		f.Send(&pgproto3.Query{String: "IDENTIFY_SYSTEM"})
+		return
+	}
+	s.parts.Add(1)
+	f.Send(&pgproto3.Bind{PreparedStatement: lookName})
+	f.Send(&pgproto3.Execute{})
+	f.Send(&pgproto3.Sync{})
+}
+
+func (s *session) flush(limit time.Duration) error {
+	s.busy = true
+	s.deadline.Reset(limit)
+	_ = s.link.Conn.SetWriteDeadline(time.Now().Add(s.server.QueryTimeout))
+	if err := s.link.Frontend.Flush(); err != nil {
+		return fmt.Errorf("replication: ask for the replayed position: %w", err)
+	}
+	return nil
+}
+
+// done takes note that the request's answer has come.
+func (s *session) done() {
+	s.busy = false
+	s.deadline.Stop()
+}
+
+// reader parses answers until the connection ends, which is the last one.
+func (s *session) reader() {
+	for {
+		a := s.receive()
+		select {
+		case s.answers <- a:
+		case <-s.quit:
+			return
+		}
+		if a.err != nil {
+			return
+		}
+	}
+}
+
+// receive reads one answer: all that comes up to as many ReadyForQuery as the
+// request has parts.
+func (s *session) receive() answer {
+	var a answer
+	var look []*string
+	var identified uint32
+	var failed error
+	for parts := int32(0); ; {
+		msg, err := s.link.Frontend.Receive()
+		if err != nil {
+			return answer{err: s.ended(cmp.Or(failed, err))}
+		}
+		switch msg := msg.(type) {
+		case *pgproto3.DataRow:
+			switch len(msg.Values) {
+			case 1: // WAIT FOR LSN
+				a.waited = string(msg.Values[0])
+			case 4: // IDENTIFY_SYSTEM
+				if identified, err = s.identified(msg.Values); err != nil {
+					return answer{err: err}
+				}
+			default:
+				look = columns(msg.Values)
+			}
+		case *pgproto3.ErrorResponse:
+			failed = pgconn.ErrorResponseToPgError(msg)
+		case *pgproto3.ReadyForQuery:
+			if parts++; parts < s.parts.Load() && !(s.walsender && failed != nil) {
+				a.waitErr, failed = failed, nil
+				continue
+			}
+			if failed != nil {
+				return answer{err: fmt.Errorf("replication: ask for the replayed position: %w", failed)}
+			}
+			a.reading, a.err = parseLook(look, s.sizes, s.conn.Config().User, identified)
+			if a.err == nil && a.backend != s.backend {
+				a.err = errors.New("replication: a query reached another server process than the one before: connect to the replica directly, or through a pooler in session mode")
+			}
+			return a
+		}
+	}
+}
+
+// ended says why the connection has ended.
+func (s *session) ended(err error) error {
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return fmt.Errorf("replication: the server did not answer within %s", s.server.QueryTimeout)
+	}
+	return fmt.Errorf("replication: the connection has ended: %w", err)
+}
+
+// identified reads IDENTIFY_SYSTEM's row: the timeline is the one being
+// replayed (src/backend/replication/walsender.c, IdentifySystem).
+func (s *session) identified(row [][]byte) (uint32, error) {
+	if system := string(row[0]); system != strconv.FormatUint(s.system, 10) {
+		return 0, fmt.Errorf("replication: IDENTIFY_SYSTEM: system %q, want %d", system, s.system)
+	}
+	n, err := strconv.ParseUint(string(row[1]), 10, 32)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("replication: IDENTIFY_SYSTEM: timeline %q", row[1])
+	}
+	return uint32(n), nil
+}
+
+// columns copies a row: the message is gone with the next one. nil is NULL.
+func columns(values [][]byte) []*string {
+	row := make([]*string, len(values))
+	for i, v := range values {
+		if v != nil {
+			row[i] = new(string(v))
+		}
+	}
+	return row
+}
+
+// majorVersion is the server's, from what it says of itself when a connection
+// begins; 0 when it says nothing that can be read.
+func majorVersion(conn *pgx.Conn) int {
+	v := conn.PgConn().ParameterStatus("server_version")
+	if i := strings.IndexFunc(v, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
+		v = v[:i]
+	}
+	n, _ := strconv.Atoi(v)
+	return n
+}

@@ -1,0 +1,161 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// streams runs the kinds that listen to the server. Each starts when somebody
+// waits and no better kind is up, and ends when nobody has waited for a while
+// or a better one has come up. What they hear is a hint to ask.
+type streams struct {
+	cancel context.CancelFunc
+	all    sync.WaitGroup
+	kicks  []chan struct{} // one each: demand may have changed
+}
+
+// listener is what a stream knows of the run, and tells it.
+type listener struct {
+	cfg    Config
+	system uint64
+	demand func() tracker.Demand
+	kicked <-chan struct{}
+	up     func()              // it listens now
+	hint   func(tracker.LSN)   // the server has come to a position, in some sense
+	note   func(reason string) // why it does not listen yet
+}
+
+// errNobodyWaits ends a stream that nobody has needed for Config.Linger.
+var errNobodyWaits = errors.New("nobody waits")
+
+func (r *run) openStreams(ctx context.Context) {
+	r.streams = &streams{}
+	ctx, r.streams.cancel = context.WithCancel(ctx)
+	for kind, from := range map[Kind]int{Logical: 16, Physical: 14} {
+		switch {
+		case !r.board.has(kind):
+		case !r.last.standby:
+			r.board.set(kind, false, "the server is a primary")
+		case r.s.major < from:
+			r.board.set(kind, false, fmt.Sprintf("needs PostgreSQL %d, the server is %d", from, r.s.major))
+		default:
+			r.streams.start(ctx, r, kind)
+		}
+	}
+}
+
+func (st *streams) close() {
+	st.cancel()
+	st.all.Wait()
+}
+
+// kick tells the streams that demand may have changed.
+func (st *streams) kick() {
+	for _, c := range st.kicks {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (st *streams) start(ctx context.Context, r *run, kind Kind) {
+	kicked := make(chan struct{}, 1)
+	st.kicks = append(st.kicks, kicked)
+	hints, board := r.hints, r.board
+	l := &listener{
+		cfg:    r.cfg,
+		system: r.s.system,
+		demand: r.feed.Demand,
+		kicked: kicked,
+		up:     func() { board.set(kind, true, "") },
+		note:   func(reason string) { board.set(kind, false, reason) },
+		hint: func(tracker.LSN) {
+			select {
+			case hints <- struct{}{}:
+			default: // bursts are one hint
+			}
+		},
+	}
+	st.all.Go(func() { keep(ctx, board, kind, l) })
+}
+
+// keep listens whenever kind is needed, until ctx ends.
+func keep(ctx context.Context, board *board, kind Kind, l *listener) {
+	var pauses pauses
+	for needed(ctx, board, kind, l) {
+		started := time.Now()
+		err := listenUntilBetter(ctx, board, kind, l)
+		if ctx.Err() != nil {
+			return
+		}
+		board.set(kind, false, err.Error())
+		if errors.Is(err, errNobodyWaits) || errors.Is(err, errBetter) {
+			continue
+		}
+		if time.Since(started) > lastPause {
+			pauses.reset()
+		}
+		select {
+		case <-time.After(pauses.next()):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// needed blocks until somebody waits and no better kind is up; false: ctx ended.
+func needed(ctx context.Context, board *board, kind Kind, l *listener) bool {
+	for {
+		better, change := board.better(kind)
+		if !better && l.demand().Waiting > 0 {
+			return true
+		}
+		select {
+		case <-l.kicked:
+		case <-change:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// errBetter ends a stream when a better kind has come up.
+var errBetter = errors.New("a better one is up")
+
+// listenUntilBetter listens until the stream ends or a better kind is up.
+func listenUntilBetter(ctx context.Context, board *board, kind Kind, l *listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel(nil)
+	watch.Go(func() {
+		for {
+			better, change := board.better(kind)
+			if better {
+				cancel(errBetter)
+				return
+			}
+			select {
+			case <-change:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	listen := listenPhysical
+	if kind == Logical {
+		listen = listenLogical
+	}
+	err := listen(ctx, l)
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
