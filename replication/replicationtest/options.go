@@ -35,7 +35,7 @@ type Options struct {
 
 	// Settings go into the configuration of every node, PrimarySettings and StandbySettings on top of them
 	// into those that start as primary or as standby. What the kit itself depends on (port, addresses, the
-	// upstream) is refused. The five settings that a standby may not have lower than its primary, such as
+	// upstream, the delay that Lag sets) is refused. The five settings that a standby may not have lower than its primary, such as
 	// max_connections, reach the standbys from PrimarySettings too.
 	Settings        map[string]string
 	PrimarySettings map[string]string
@@ -62,8 +62,9 @@ func (o Options) standbyCount() (int, error) {
 
 // managed are the settings that the kit writes itself and nobody else may.
 var managed = []string{
-	"cluster_name", "config_file", "data_directory", "external_pid_file", "hba_file", "listen_addresses",
-	"logging_collector", "port", "primary_conninfo", "unix_socket_directories",
+	"cluster_name", "config_file", "data_directory", "external_pid_file", "hba_file", "hot_standby",
+	"listen_addresses", "logging_collector", "port", "primary_conninfo", "recovery_min_apply_delay",
+	"unix_socket_directories",
 }
 
 // atLeastPrimary are the settings that recovery compares with the primary's: a standby that has one lower

@@ -118,8 +118,12 @@ func (n *Node) WaitStreaming(ctx context.Context) error {
 	if upstream == nil {
 		return fmt.Errorf("wait for streaming: %s is a primary", n.name)
 	}
-	return n.until(ctx, "it streams from "+upstream.name,
+	err := n.until(ctx, "it streams from "+upstream.name,
 		`select exists (select from pg_stat_wal_receiver where status = 'streaming' and sender_port = $1)`, upstream.Port())
+	if err != nil {
+		return fmt.Errorf("%w. Its log ends with:\n%s", err, n.LogTail(10))
+	}
+	return nil
 }
 
 // WaitForReplay returns when the standby has replayed everything up to lsn, in PostgreSQL's notation. It

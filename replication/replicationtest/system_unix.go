@@ -93,6 +93,13 @@ func killServer(ctx context.Context, pid int) error {
 	if err := signal(pid, syscall.SIGSTOP); err != nil {
 		return err
 	}
+	// The signal takes effect a moment later. Where that cannot be seen, the moment has to do.
+	err := poll(ctx, time.Millisecond, "the server is halted", func(context.Context) (bool, error) {
+		return halted(pid), nil
+	})
+	if err != nil {
+		return errors.Join(err, signal(pid, syscall.SIGKILL))
+	}
 	children, err := childrenOf(ctx, pid)
 	if err := errors.Join(err, signal(pid, syscall.SIGKILL)); err != nil {
 		return err
@@ -111,6 +118,14 @@ func killServer(ctx context.Context, pid int) error {
 		}
 		return true, nil
 	})
+}
+
+// halted tells whether a process does nothing any more, as far as that can be seen.
+func halted(pid int) bool {
+	if state, _, err := processStat(pid); err == nil {
+		return state != "R" && state != "S" && state != "D"
+	}
+	return true
 }
 
 // gone tells whether a process that is no child of ours has ended. One that nobody has waited for has.

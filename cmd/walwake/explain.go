@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// explain says in one line which server failed, how, and what to do. It unwraps to err.
+func explain(s *server, err error) error {
+	what, todo := diagnose(err)
+	if todo != "" {
+		what += ": " + strings.ReplaceAll(todo, "$FROM", s.from)
+	}
+	return &serverError{s.String() + ": " + what, err}
+}
+
+type serverError struct {
+	text string
+	err  error
+}
+
+func (e *serverError) Error() string { return e.text }
+func (e *serverError) Unwrap() error { return e.err }
+
+// SQLSTATEs that a person can do something about (PostgreSQL's errcodes.txt).
+const (
+	invalidAuthorization = "28000"
+	invalidPassword      = "28P01"
+	invalidCatalog       = "3D000"
+	insufficientRights   = "42501"
+	tooManyConnections   = "53300"
+	adminShutdown        = "57P01"
+	cannotConnectNow     = "57P03"
+)
+
+var sqlstateAdvice = map[string]string{
+	invalidAuthorization: "check the role, and pg_hba.conf on the server",
+	invalidPassword:      "check user and password in $FROM, PGPASSWORD or the password file",
+	invalidCatalog:       "name a database that exists in $FROM",
+	insufficientRights:   "grant it to the role in $FROM",
+	tooManyConnections:   "end sessions, or raise max_connections",
+	cannotConnectNow:     "try again when it accepts connections",
+}
+
+// diagnose says what went wrong and, where that is known, what to do.
+func diagnose(err error) (what, todo string) {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.Message + " (SQLSTATE " + e.Code + ")", sqlstateAdvice[e.Code]
+	}
+	dns, isDNS := errors.AsType[*net.DNSError](err)
+	op, isOp := errors.AsType[*net.OpError](err)
+	switch {
+	case isDNS && dns.IsNotFound:
+		return "there is no host " + dns.Name, "check $FROM"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused", "is PostgreSQL running there? Check host and port in $FROM"
+	case pgconn.Timeout(err), errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time", "check host and port in $FROM, and firewalls between"
+	case isOp:
+		return plain(op.Err.Error()), "check $FROM"
+	}
+	return plain(err.Error()), ""
+}
+
+// plain takes the package names out of an error of this project: they help who reads Go, and nobody else.
+func plain(s string) string {
+	parts := strings.Split(s, ": ")
+	kept := parts[:0]
+	for _, p := range parts {
+		if p != "tracker" && p != "replication" && p != "replicationtest" {
+			kept = append(kept, p)
+		}
+	}
+	return strings.ReplaceAll(strings.Join(kept, ": "), "(replication: ", "(")
+}
+
+// oneLine puts a text of several lines on one, and takes what a terminal would obey out of it.
+func oneLine(s string) string {
+	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
+	kept := lines[:0]
+	for _, l := range lines {
+		l = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return ' '
+			}
+			return r
+		}, l)
+		if l = strings.TrimSpace(l); l != "" {
+			kept = append(kept, l)
+		}
+	}
+	return strings.Join(kept, "; ")
+}
+
+// short writes a duration as it is worth reading.
+func short(d time.Duration) string {
+	switch {
+	case d < 100*time.Microsecond:
+		return fmt.Sprintf("%d µs", d.Microseconds())
+	case d < time.Second:
+		return fmt.Sprintf("%.3g ms", float64(d.Microseconds())/1e3)
+	case d < 100*time.Second:
+		return fmt.Sprintf("%.3g s", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}
+
+func micros(us int64) string { return short(time.Duration(us) * time.Microsecond) }

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walwake/walwake/replication"
+	"github.com/walwake/walwake/tracker"
+)
+
+// sources are what --source takes; each makes the source that observes a server.
+var sources = map[string]func(replication.Server) (tracker.Source, error){
+	"auto": newPoll,
+	"poll": newPoll,
+}
+
+func newPoll(s replication.Server) (tracker.Source, error) {
+	return replication.NewPoll(replication.PollConfig{Server: s})
+}
+
+func sourceFlag() choice { return choice{value: "auto", of: []string{"auto", "poll"}} }
+
+const sourceUsage = "how to observe the replica: auto (the best that works) or poll"
+
+// following says what to follow, and how.
+type following struct {
+	server  *server
+	source  string
+	timeout time.Duration // of a wait
+
+	// failed is called when the source fails. first says that the replica's position was never known, and
+	// trying again is of no use.
+	failed func(err error, first bool)
+}
+
+// replica is a tracker that runs. Its owner calls stop.
+type replica struct {
+	*tracker.Tracker
+	server  *server
+	known   atomic.Bool // whether the position ever was
+	running sync.WaitGroup
+}
+
+// follow makes the tracker of a replica, and runs it: the one place that knows how.
+func (a *app) follow(f following) (*replica, error) {
+	source, err := sources[f.source](replication.Server{Config: f.server.config})
+	if err != nil {
+		return nil, explain(f.server, err)
+	}
+	r := &replica{server: f.server}
+	r.Tracker, err = tracker.New(tracker.Config{
+		Source:  source,
+		Name:    f.server.address,
+		Timeout: f.timeout,
+		Logger:  slog.New(lowered{a.log.Handler()}),
+		Observer: tracker.Observer{
+			Position: func(o tracker.Observation) {
+				r.known.Store(true)
+				a.log.Debug("position", "replica", f.server.address, "lsn", o.LSN, "timeline", o.Timeline)
+			},
+			Failed: func(_ string, err error) { f.failed(err, !r.known.Load() && !passing(err)) },
+		},
+	})
+	if err != nil {
+		return nil, explain(f.server, err)
+	}
+	// It ends by stop alone: if it also ended with the command's context, who waits would be told that it is closed.
+	r.running.Go(func() { _ = r.Run(context.Background()) })
+	return r, nil
+}
+
+// passing reports whether a failure to connect will pass by itself: the server is starting.
+func passing(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && e.Code == cannotConnectNow
+}
+
+// stop ends the tracker, and returns when nothing of it is left.
+func (r *replica) stop() {
+	r.Close()
+	r.running.Wait()
+}
+
+// unknown says why the replica's position is not known.
+func (r *replica) unknown() string {
+	state := r.State()
+	switch {
+	case state.Failure != nil:
+		what, _ := diagnose(state.Failure)
+		return what
+	case state.Note != "":
+		return state.Note
+	}
+	return "no answer from it yet"
+}
+
+// timeoutError is a *tracker.TimeoutError in the words of this command.
+type timeoutError struct {
+	text string
+	err  *tracker.TimeoutError
+}
+
+func (e *timeoutError) Error() string { return e.text }
+func (e *timeoutError) Unwrap() error { return e.err }
+
+// explainTimeout says in one line how far the replica was, and what held it up.
+func (r *replica) explainTimeout(e *tracker.TimeoutError, waited time.Duration) error {
+	text := fmt.Sprintf("timeout after %s: %s", short(waited), r.server)
+	reason := e.Reason
+	switch {
+	case !e.Known:
+		text += ": its position is not known"
+		reason = r.unknown()
+	case e.Behind > 0:
+		text += fmt.Sprintf(" is at %s, %d bytes behind %s", e.Last.LSN, e.Behind, e.Target.LSN)
+		if eta := credible(e); eta > 0 {
+			text += ", about " + short(eta)
+		}
+	default:
+		text += fmt.Sprintf(" has replayed %s, but it is not known whether of timeline %d", e.Target.LSN, e.Target.Timeline)
+		if e.Last.Timeline != 0 {
+			text += fmt.Sprintf(" (it is on timeline %d)", e.Last.Timeline)
+		}
+	}
+	if reason != "" {
+		text += ": " + reason
+	}
+	return &timeoutError{text, e}
+}
+
+// credible is the estimate of the time that the replica needs; 0 when it has been proved wrong, because as much has passed
+// already, or when something holds replay up.
+func credible(e *tracker.TimeoutError) time.Duration {
+	if e.Reason != "" || e.ETA < e.Waited {
+		return 0
+	}
+	return e.ETA
+}
