@@ -148,6 +148,8 @@ func (l *Ladder) Observe(ctx context.Context, feed *tracker.Feed) error {
 		switch refused, is := errors.AsType[*refusedError](err); {
 		case errors.Is(err, errWantWalsender):
 			walsender = true
+		case errors.Is(err, errPromoted):
+			walsender = false
 		case is && ctx.Err() == nil:
 			walsender = false
 			run.refused, run.refusedAt = refused, time.Now()

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
@@ -9,32 +10,48 @@ import (
 
 // freshFor is how long after the last waiter went the position is kept fresh,
 // so that the next one, who comes with a token that has just been written, need
-// not ask. freshGap is the pause between two looks for nobody.
+// not ask. freshGap is the pause between two questions for nobody.
 const (
 	freshFor = 250 * time.Millisecond
 	freshGap = time.Millisecond
 )
 
+// fullEvery is how often, while somebody waits, the question is asked that also
+// tells why replay does not move.
+const fullEvery = 100 * time.Millisecond
+
 // run is one call of Observe: the session that is the epoch, and what decides
-// when to ask it. One goroutine runs it.
+// when to ask it. It has no goroutine of its own that things must pass through:
+// a waiter, a stream's hint, an answer or the timer each act where they happen,
+// under mu, which is what makes a wait two steps long and not five.
 type run struct {
 	cfg       Config
 	feed      *tracker.Feed
 	board     *board
-	histories histories
+	histories histories     // used by readers, under order
 	refused   *refusedError // why no replication connection could be had; nil while none was refused
 	refusedAt time.Time
 
 	s       *session
-	waits   *waitFor // nil where WAIT FOR LSN is not used
 	epoch   *tracker.Epoch
-	pace    pace
-	last    reading   // the latest
-	asked   time.Time // when it was asked for
-	wanted  time.Time // when somebody last waited
-	again   bool      // something came up while a request was under way
-	hints   chan struct{}
 	streams *streams
+	failed  chan error // room for one: the first counts
+
+	// order is held from where an answer is taken to where the tracker has it,
+	// so that two sessions' answers cannot overtake each other. mu may be taken
+	// under it; it is not held where others' code may ask.
+	order sync.Mutex
+
+	mu     sync.Mutex // guards what follows, s.busy, and writing to sessions
+	over   bool
+	waits  *waitFor // nil where WAIT FOR LSN is not used
+	pace   pace
+	last   reading   // the latest
+	asked  time.Time // when it was asked for
+	fullAt time.Time // when the full question was asked last
+	wanted time.Time // when somebody last waited
+	again  bool      // something came up that calls for asking
+	timer  *time.Timer
 }
 
 // observe asks over one connection, for as long as it lasts.
@@ -46,84 +63,105 @@ func (r *run) observe(ctx context.Context, walsender bool) error {
 		}
 		return err
 	}
-	defer s.close()
 	r.s, r.epoch = s, r.feed.Begin()
-	defer r.epoch.End()
+	r.failed = make(chan error, 1)
+	r.last, r.over, r.waits = reading{}, false, nil
 	r.pace = pace{min: r.cfg.MinInterval, max: r.cfg.MaxInterval, idle: r.cfg.IdleInterval}
-	r.hints = make(chan struct{}, 1)
 	r.board.reset()
-	if err := r.first(ctx); err != nil {
-		return err
-	}
+	r.streams = newStreams(ctx, r)
+	r.timer = time.AfterFunc(r.cfg.IdleInterval, r.tick)
+	defer r.close()
+	s.listen(func(a answer) { r.take(s, a) })
+	r.first()
 	r.openWaitFor(ctx)
-	defer r.waits.close()
-	r.openStreams(ctx)
-	defer r.streams.close()
-	return r.loop(ctx)
-}
-
-// first asks once, before anything else is opened.
-func (r *run) first(ctx context.Context) error {
-	r.asked = time.Now()
-	if err := r.s.askNow(); err != nil {
-		return err
-	}
+	r.streams.open()
+	r.feed.OnDemand(r.demanded)
+	r.demanded() // for who came before
 	select {
-	case a := <-r.s.answers:
-		r.s.done()
-		return r.report(ctx, a)
+	case err := <-r.failed:
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (r *run) loop(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case a := <-r.s.answers:
-			r.s.done()
-			if err := r.report(ctx, a); err != nil {
-				return err
-			}
-		case a := <-r.waits.secondAnswers():
-			r.waits.second.done()
-			if err := r.report(ctx, a); err != nil {
-				return err
-			}
-		case <-r.feed.Changed():
-			r.streams.kick()
-			r.again = true
-		case <-r.hints:
-			r.again = true
-		case <-timer.C:
-			r.again = true
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		next, err := r.act()
-		if err != nil {
-			return err
-		}
-		timer.Reset(next)
+// close ends all that observe began.
+func (r *run) close() {
+	r.feed.OnDemand(func() {})
+	r.timer.Stop()
+	r.mu.Lock()
+	r.over = true
+	busy, waits := r.s.busy, r.waits
+	secondBusy := waits != nil && waits.second.busy
+	r.mu.Unlock()
+	r.epoch.End()
+	r.streams.close()
+	if waits != nil {
+		waits.second.close(secondBusy)
+	}
+	r.s.close(busy)
+}
+
+// fail ends the run.
+func (r *run) fail(err error) {
+	select {
+	case r.failed <- err:
+	default: // it has failed already
 	}
 }
 
-// act asks what is to be asked now, and returns when to act again at the latest.
-func (r *run) act() (time.Duration, error) {
+// first asks for the first time, and says all there is to say.
+func (r *run) first() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked = time.Now()
+	r.fullAt = r.asked
+	if err := r.s.ask(full); err != nil {
+		r.fail(err)
+	}
+}
+
+// demanded is called when who waits has changed.
+func (r *run) demanded() {
+	r.streams.kick()
+	r.event(true)
+}
+
+// hinted is called when a stream says that there may be more.
+func (r *run) hinted() { r.event(true) }
+
+// tick is called when the time has come to ask again.
+func (r *run) tick() { r.event(true) }
+
+// event acts on something that happened.
+func (r *run) event(again bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return
+	}
+	r.again = r.again || again
+	next, err := r.actLocked()
+	if err != nil {
+		r.fail(err)
+	}
+	r.timer.Reset(next)
+}
+
+// actLocked asks what is to be asked now, and returns when to act again at the
+// latest.
+func (r *run) actLocked() (time.Duration, error) {
 	now, d := time.Now(), r.feed.Demand()
 	if d.Waiting > 0 {
 		r.wanted = now
 	}
 	pause := r.pace.next(d, now)
-	wanted := d.Waiting > 0
 	switch {
-	case r.waits.usable(r):
-		return r.waits.act(r, d, pause, now)
+	case r.waits.usableLocked(r, now):
+		return r.waits.actLocked(r, d, pause, now)
 	case r.s.busy || !r.again:
 		return pause, nil
-	case wanted, now.Sub(r.asked) >= r.cfg.IdleInterval:
+	case d.Waiting > 0, now.Sub(r.asked) >= r.cfg.IdleInterval:
 	case now.Sub(r.wanted) > freshFor:
 		r.again = false
 		return pause, nil
@@ -131,17 +169,42 @@ func (r *run) act() (time.Duration, error) {
 		return freshGap, nil // for nobody: not at every hint
 	}
 	r.again, r.asked = false, now
-	return pause, r.s.askNow()
+	return pause, r.s.ask(r.questionLocked(now))
+}
+
+// questionLocked is the short one, and now and then the full one.
+func (r *run) questionLocked(now time.Time) question {
+	if now.Sub(r.fullAt) < fullEvery {
+		return short
+	}
+	r.fullAt = now
+	return full
+}
+
+// take is called by s's reader with each answer.
+func (r *run) take(s *session, a answer) {
+	r.mu.Lock()
+	s.done()
+	over := r.over
+	r.mu.Unlock()
+	if over {
+		return
+	}
+	err := a.err
+	if err == nil {
+		err = r.report(a)
+	}
+	if err != nil {
+		r.fail(err)
+		return
+	}
+	r.event(false)
 }
 
 // report tells the tracker what an answer said.
-func (r *run) report(ctx context.Context, a answer) error {
-	if a.err != nil {
-		return a.err
-	}
-	if a.waited != "" || a.waitErr != nil {
-		r.waits.took(r, a)
-	}
+func (r *run) report(a answer) error {
+	r.order.Lock()
+	defer r.order.Unlock()
 	rd := a.reading
 	if rd.standby && rd.timeline == 0 && rd.known && (r.refused == nil || time.Since(r.refusedAt) > refusedFor) {
 		return errWantWalsender
@@ -149,17 +212,33 @@ func (r *run) report(ctx context.Context, a answer) error {
 	if rd.timeline == 0 && rd.known && r.refused != nil {
 		rd.reason += " (" + r.refused.Error() + ")"
 	}
-	history, err := r.histories.of(ctx, r.s.system, rd.timeline)
+	history, err := r.histories.of(r.streams.ctx, r.s.system, rd.timeline)
 	if err != nil {
-		if ctx.Err() != nil {
+		if r.streams.ctx.Err() != nil {
 			return err
 		}
 		rd.reason = err.Error()
 	}
-	if rd.reason != r.last.reason {
-		r.feed.Note(rd.reason)
+	r.mu.Lock()
+	if a.waited != "" || a.waitErr != nil {
+		r.waits.tookLocked(r, a)
 	}
-	r.last = rd
+	// Timelines only grow. An answer that says less was overtaken.
+	late := rd.timeline != 0 && rd.timeline < r.last.timeline
+	said := r.last.note()
+	if !rd.full {
+		rd.paused = r.last.paused
+	}
+	if !late {
+		r.last = rd
+	}
+	r.mu.Unlock()
+	if late {
+		return nil
+	}
+	if note := rd.note(); note != said {
+		r.feed.Note(note)
+	}
 	if rd.known {
 		r.epoch.Observe(tracker.Observation{
 			LSN:      rd.lsn,

@@ -97,10 +97,10 @@ func (s *scripted) serve(n int, c net.Conn) {
 		case *pgproto3.Parse:
 			b.Send(&pgproto3.ParseComplete{})
 			b.Send(&pgproto3.ParameterDescription{})
-			b.Send(&pgproto3.RowDescription{Fields: fields(6)})
+			b.Send(&pgproto3.RowDescription{Fields: fields(5)})
 		case *pgproto3.Bind: // of what was parsed: the look
 			b.Send(&pgproto3.BindComplete{})
-			s.rows(b, n, lookQuery, false)
+			s.rows(b, n, lookQuery, msg.PreparedStatement == "")
 		case *pgproto3.Sync:
 			b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 			if b.Flush() != nil {
@@ -143,12 +143,15 @@ func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool)
 	b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT")})
 }
 
-// fields describes the columns of lookQuery (6), serverQuery (5) and others.
+// lookQuery is what answer is asked for a position with, whichever question it was.
+const lookQuery = "position"
+
+// fields describes the columns of full (5), serverQuery (6) and others.
 func fields(n int) []pgproto3.FieldDescription {
 	const (
 		boolean, bigint, integer, text = 16, 20, 23, 25
 	)
-	oids := map[int][]uint32{6: {integer, boolean, text, text, text, text}, 5: {integer, text, bigint, bigint, bigint}}[n]
+	oids := map[int][]uint32{5: {integer, boolean, text, text, text}, 6: {integer, text, bigint, bigint, bigint, boolean}}[n]
 	var out []pgproto3.FieldDescription
 	for i := range n {
 		oid := uint32(text)

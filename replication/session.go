@@ -19,31 +19,27 @@ import (
 	"github.com/walwake/walwake/tracker"
 )
 
-// session asks one server process for its position. One goroutine asks, a
-// second one reads all the time: so the end of the connection is seen at once,
-// and asking does not have to interrupt listening.
-//
-// One request may be under way at a time; its answer comes over answers.
+// session asks one server process for its position. A goroutine of its own
+// reads all the time: so the end of the connection is seen at once, and asking
+// never has to interrupt listening. Whoever wants to know asks, under the
+// owner's mutex; one request may be under way at a time.
 type session struct {
 	server    Server
 	conn      *pgx.Conn // used for connecting and cancelling; link is what we speak over
 	link      *pgconn.HijackedConn
 	walsender bool // a replication connection: no prepared statements, but IDENTIFY_SYSTEM
 	major     int
-	look      string // lookQuery for the version
 
-	backend int64
-	started string // when the server process started: with backend it names a server's life
+	backend string // the server process; with started it names one life of one server
+	started string
 	system  uint64
+	standby bool // whether it was one when the session began
 	sizes   walSizes
 
-	answers chan answer
-	parts   atomic.Int32 // ReadyForQuery messages that the request's answer has
-	quit    chan struct{}
-	read    sync.WaitGroup
-
-	busy     bool // a request is under way
-	deadline *time.Timer
+	parts    atomic.Int32 // ReadyForQuery messages that the request's answer has
+	read     sync.WaitGroup
+	busy     bool        // a request is under way; guarded by the owner's mutex
+	deadline *time.Timer // ends the connection when a request takes too long
 }
 
 // answer is what came of a request: a reading, or the error that has ended the
@@ -58,9 +54,6 @@ type answer struct {
 // maxAnswer bounds a message from the server; a position is a hundred bytes.
 const maxAnswer = 1 << 20
 
-// lookName is the prepared statement's.
-const lookName = "walwake_look"
-
 // openSession connects. With peer, it fails where it reaches another server than
 // peer has, or another life of it: two sessions that are both alive, one of
 // which sees the other's process, end with the same crash.
@@ -69,42 +62,51 @@ func openSession(ctx context.Context, server Server, walsender bool, peer *sessi
 	if err != nil {
 		return nil, err
 	}
-	s := &session{server: server, conn: conn, walsender: walsender, major: majorVersion(conn), answers: make(chan answer, 1), quit: make(chan struct{})}
-	s.look = lookQueryFor(s.major)
+	s := &session{server: server, conn: conn, walsender: walsender, major: majorVersion(conn)}
 	ctx, cancel := context.WithTimeout(ctx, server.QueryTimeout)
 	defer cancel()
-	if err := errors.Join(s.identify(ctx), s.meet(ctx, peer)); err != nil {
+	err = s.identify(ctx)
+	if err == nil {
+		err = s.meet(ctx, peer)
+	}
+	if err == nil {
+		s.link, err = conn.PgConn().Hijack()
+	}
+	if err != nil {
 		disconnect(conn)
 		return nil, err
-	}
-	if s.link, err = conn.PgConn().Hijack(); err != nil {
-		disconnect(conn)
-		return nil, fmt.Errorf("replication: %w", err)
 	}
 	_ = s.link.Conn.SetDeadline(time.Time{})
 	s.link.Frontend.SetMaxBodyLen(maxAnswer)
 	s.deadline = time.AfterFunc(time.Hour, func() { _ = s.link.Conn.SetDeadline(time.Unix(1, 0)) })
 	s.deadline.Stop()
-	s.read.Go(s.reader)
 	return s, nil
 }
 
-// identify reads what is fixed for the server process, and prepares the look.
+// identify reads what is fixed for the server process, and prepares the
+// questions.
 func (s *session) identify(ctx context.Context) error {
-	var system, block, segment int64
+	var backend, system, block, segment int64
 	var started *string
-	if err := s.conn.QueryRow(ctx, serverQuery).Scan(&s.backend, &started, &system, &block, &segment); err != nil {
+	if err := s.conn.QueryRow(ctx, serverQuery).Scan(&backend, &started, &system, &block, &segment, &s.standby); err != nil {
 		return fmt.Errorf("replication: ask for the system identifier: %w", err)
 	}
 	if started != nil {
 		s.started = *started
 	}
+	s.backend = strconv.FormatInt(backend, 10)
 	s.system, s.sizes = uint64(system), walSizes{uint64(block), uint64(segment)}
 	if s.walsender {
 		return nil
 	}
-	if _, err := s.conn.PgConn().Prepare(ctx, lookName, s.look, nil); err != nil {
-		return fmt.Errorf("replication: prepare the question for the position: %w", err)
+	questions := []question{short, full}
+	if !s.standby {
+		questions = []question{primary}
+	}
+	for _, q := range questions {
+		if _, err := s.conn.PgConn().Prepare(ctx, string(q), q.sql(s.major), nil); err != nil {
+			return fmt.Errorf("replication: prepare the question for the position: %w", err)
+		}
 	}
 	return nil
 }
@@ -115,7 +117,7 @@ func (s *session) meet(ctx context.Context, peer *session) error {
 		return nil
 	}
 	var started *string
-	err := s.conn.QueryRow(ctx, `SELECT max(backend_start::text) FROM pg_stat_get_activity($1)`, peer.backend).Scan(&started)
+	err := s.conn.QueryRow(ctx, `SELECT max(backend_start::text) FROM pg_stat_get_activity($1::text::int)`, peer.backend).Scan(&started)
 	if err != nil {
 		return fmt.Errorf("replication: look for our other session: %w", err)
 	}
@@ -125,11 +127,26 @@ func (s *session) meet(ctx context.Context, peer *session) error {
 	return nil
 }
 
-// close ends the session and its reader. A WAIT FOR LSN that is under way is
-// cancelled, or its server process would go on until the wait's own TIMEOUT.
-func (s *session) close() {
+// listen starts the reader, which hands each answer to take. The one with an
+// error is the last.
+func (s *session) listen(take func(answer)) {
+	s.read.Go(func() {
+		for {
+			a := s.receive()
+			take(a)
+			if a.err != nil {
+				return
+			}
+		}
+	})
+}
+
+// close ends the session and waits for its reader. busy says that a request is
+// under way: a WAIT FOR LSN is cancelled, or its server process would go on
+// until the wait's own TIMEOUT.
+func (s *session) close(busy bool) {
 	s.deadline.Stop()
-	if s.busy {
+	if busy {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		_ = s.conn.PgConn().CancelRequest(ctx) // the server may be gone
 		cancel()
@@ -138,14 +155,13 @@ func (s *session) close() {
 	s.link.Frontend.Send(&pgproto3.Terminate{})
 	_ = s.link.Frontend.Flush() // a courtesy
 	_ = s.link.Conn.Close()
-	close(s.quit)
 	s.read.Wait()
 }
 
-// askNow asks for the position.
-func (s *session) askNow() error {
+// ask asks for the position.
+func (s *session) ask(q question) error {
 	s.parts.Store(0)
-	s.sendLook()
+	s.send(q)
 	return s.flush(s.server.QueryTimeout)
 }
 
@@ -157,20 +173,23 @@ func (s *session) askAfter(target tracker.LSN, timeout time.Duration) error {
 	s.parts.Store(1)
 	s.link.Frontend.Send(&pgproto3.Query{String: fmt.Sprintf(
 		"WAIT FOR LSN '%s' WITH (TIMEOUT '%dms', NO_THROW)", target, max(timeout.Milliseconds(), 1))})
-	s.sendLook()
+	s.send(short)
 	return s.flush(timeout + s.server.QueryTimeout)
 }
 
-func (s *session) sendLook() {
+func (s *session) send(q question) {
+	if !s.standby {
+		q = primary
+	}
 	f := s.link.Frontend
 	if s.walsender {
 		s.parts.Add(2)
-		f.Send(&pgproto3.Query{String: s.look})
+		f.Send(&pgproto3.Query{String: q.sql(s.major)})
 		f.Send(&pgproto3.Query{String: "IDENTIFY_SYSTEM"})
 		return
 	}
 	s.parts.Add(1)
-	f.Send(&pgproto3.Bind{PreparedStatement: lookName})
+	f.Send(&pgproto3.Bind{PreparedStatement: string(q)})
 	f.Send(&pgproto3.Execute{})
 	f.Send(&pgproto3.Sync{})
 }
@@ -191,26 +210,11 @@ func (s *session) done() {
 	s.deadline.Stop()
 }
 
-// reader parses answers until the connection ends, which is the last one.
-func (s *session) reader() {
-	for {
-		a := s.receive()
-		select {
-		case s.answers <- a:
-		case <-s.quit:
-			return
-		}
-		if a.err != nil {
-			return
-		}
-	}
-}
-
 // receive reads one answer: all that comes up to as many ReadyForQuery as the
 // request has parts.
 func (s *session) receive() answer {
 	var a answer
-	var look []*string
+	var row []*string
 	var identified uint32
 	var failed error
 	for parts := int32(0); ; {
@@ -220,30 +224,29 @@ func (s *session) receive() answer {
 		}
 		switch msg := msg.(type) {
 		case *pgproto3.DataRow:
-			switch len(msg.Values) {
-			case 1: // WAIT FOR LSN
+			switch {
+			case len(msg.Values) == 1: // WAIT FOR LSN
 				a.waited = string(msg.Values[0])
-			case 4: // IDENTIFY_SYSTEM
+			case s.walsender && row != nil: // IDENTIFY_SYSTEM, which is asked last
 				if identified, err = s.identified(msg.Values); err != nil {
 					return answer{err: err}
 				}
 			default:
-				look = columns(msg.Values)
+				row = columns(msg.Values)
 			}
 		case *pgproto3.ErrorResponse:
 			failed = pgconn.ErrorResponseToPgError(msg)
 		case *pgproto3.ReadyForQuery:
-			if parts++; parts < s.parts.Load() && !(s.walsender && failed != nil) {
+			parts++
+			if last := parts >= s.parts.Load(); !last && !s.walsender {
 				a.waitErr, failed = failed, nil
 				continue
-			}
-			if failed != nil {
+			} else if failed != nil {
 				return answer{err: fmt.Errorf("replication: ask for the replayed position: %w", failed)}
+			} else if !last {
+				continue
 			}
-			a.reading, a.err = parseLook(look, s.sizes, s.conn.Config().User, identified)
-			if a.err == nil && a.backend != s.backend {
-				a.err = errors.New("replication: a query reached another server process than the one before: connect to the replica directly, or through a pooler in session mode")
-			}
+			a.reading, a.err = s.parse(row, identified)
 			return a
 		}
 	}
@@ -260,8 +263,8 @@ func (s *session) ended(err error) error {
 // identified reads IDENTIFY_SYSTEM's row: the timeline is the one being
 // replayed (src/backend/replication/walsender.c, IdentifySystem).
 func (s *session) identified(row [][]byte) (uint32, error) {
-	if system := string(row[0]); system != strconv.FormatUint(s.system, 10) {
-		return 0, fmt.Errorf("replication: IDENTIFY_SYSTEM: system %q, want %d", system, s.system)
+	if len(row) < 2 || string(row[0]) != strconv.FormatUint(s.system, 10) {
+		return 0, fmt.Errorf("replication: IDENTIFY_SYSTEM: %q, want system %d", row, s.system)
 	}
 	n, err := strconv.ParseUint(string(row[1]), 10, 32)
 	if err != nil || n == 0 {

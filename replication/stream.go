@@ -39,6 +39,7 @@ type walStream struct {
 	received atomic.Uint64 // the highest position that has come
 	reply    chan struct{} // the server wants a status now
 	status   func(ping bool) pglogrepl.StandbyStatusUpdate
+	news     bool // something has come that was not hinted at yet; the reader's
 	pings    bool // whether to ping while somebody waits
 }
 
@@ -117,7 +118,11 @@ func (s *walStream) read(ctx context.Context) error {
 			return fmt.Errorf("the stream has ended: %w", pgconn.ErrorResponseToPgError(msg))
 		}
 		if f.ReadBufferLen() > 0 {
-			continue
+			continue // a burst is one hint
+		}
+		if s.news {
+			s.news = false
+			s.l.hint()
 		}
 		switch now := time.Now(); {
 		case s.l.demand().Waiting > 0:
@@ -166,7 +171,7 @@ func (s *walStream) take(data []byte) error {
 	}
 	if uint64(at) > s.received.Load() {
 		s.received.Store(uint64(at))
-		s.l.hint(at)
+		s.news = true
 	}
 	return nil
 }

@@ -14,9 +14,13 @@ import (
 // waits and no better kind is up, and ends when nobody has waited for a while
 // or a better one has come up. What they hear is a hint to ask.
 type streams struct {
+	r      *run
+	ctx    context.Context //nolint:containedctx // of the goroutines that it owns
 	cancel context.CancelFunc
 	all    sync.WaitGroup
-	kicks  []chan struct{} // one each: demand may have changed
+
+	mu    sync.Mutex
+	kicks []chan struct{} // guarded by mu; one each: demand may have changed
 }
 
 // listener is what a stream knows of the run, and tells it.
@@ -26,25 +30,30 @@ type listener struct {
 	demand func() tracker.Demand
 	kicked <-chan struct{}
 	up     func()              // it listens now
-	hint   func(tracker.LSN)   // the server has come to a position, in some sense
+	hint   func()              // there may be more: ask
 	note   func(reason string) // why it does not listen yet
 }
 
 // errNobodyWaits ends a stream that nobody has needed for Config.Linger.
 var errNobodyWaits = errors.New("nobody waits")
 
-func (r *run) openStreams(ctx context.Context) {
-	r.streams = &streams{}
-	ctx, r.streams.cancel = context.WithCancel(ctx)
+func newStreams(ctx context.Context, r *run) *streams {
+	st := &streams{r: r}
+	st.ctx, st.cancel = context.WithCancel(ctx)
+	return st
+}
+
+func (st *streams) open() {
+	r := st.r
 	for kind, from := range map[Kind]int{Logical: 16, Physical: 14} {
 		switch {
 		case !r.board.has(kind):
-		case !r.last.standby:
+		case !r.s.standby:
 			r.board.set(kind, false, "the server is a primary")
 		case r.s.major < from:
 			r.board.set(kind, false, fmt.Sprintf("needs PostgreSQL %d, the server is %d", from, r.s.major))
 		default:
-			r.streams.start(ctx, r, kind)
+			st.start(kind)
 		}
 	}
 }
@@ -56,33 +65,33 @@ func (st *streams) close() {
 
 // kick tells the streams that demand may have changed.
 func (st *streams) kick() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	for _, c := range st.kicks {
 		select {
 		case c <- struct{}{}:
-		default:
+		default: // it has yet to take the last one
 		}
 	}
 }
 
-func (st *streams) start(ctx context.Context, r *run, kind Kind) {
+func (st *streams) start(kind Kind) {
 	kicked := make(chan struct{}, 1)
+	kicked <- struct{}{} // who waits already
+	st.mu.Lock()
 	st.kicks = append(st.kicks, kicked)
-	hints, board := r.hints, r.board
+	st.mu.Unlock()
+	r := st.r
 	l := &listener{
 		cfg:    r.cfg,
 		system: r.s.system,
 		demand: r.feed.Demand,
 		kicked: kicked,
-		up:     func() { board.set(kind, true, "") },
-		note:   func(reason string) { board.set(kind, false, reason) },
-		hint: func(tracker.LSN) {
-			select {
-			case hints <- struct{}{}:
-			default: // bursts are one hint
-			}
-		},
+		up:     func() { r.board.set(kind, true, "") },
+		note:   func(reason string) { r.board.set(kind, false, reason) },
+		hint:   r.hinted,
 	}
-	st.all.Go(func() { keep(ctx, board, kind, l) })
+	st.all.Go(func() { keep(st.ctx, r.board, kind, l) })
 }
 
 // keep listens whenever kind is needed, until ctx ends.

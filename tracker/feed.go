@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 )
 
@@ -56,9 +57,9 @@ type Demand struct {
 // called by several goroutines. A feed that Observe has returned from is dead:
 // what still comes over it is ignored.
 type Feed struct {
-	t       *Tracker
-	name    string
-	changed chan struct{}
+	t        *Tracker
+	name     string
+	onDemand atomic.Pointer[func()]
 
 	// guarded by t.mu
 	dead     bool
@@ -122,10 +123,12 @@ func (f *Feed) Demand() Demand {
 	return Demand{Waiting: f.t.waitingLocked(), Lowest: lowest}
 }
 
-// Changed returns a channel that receives after the first waiter came, after
-// one came that waits for less than all others, and after the last one went.
-// It is a hint: several changes may come as one, so read Demand after it.
-func (f *Feed) Changed() <-chan struct{} { return f.changed }
+// OnDemand has fn called after the first waiter came, after one came that waits
+// for less than all others, and after the last one went. It is a hint: several
+// changes may come as one, so fn reads Demand. It is called from the goroutine
+// that made the change, which waits for it, by several at once, and without a
+// lock held; it must not block.
+func (f *Feed) OnDemand(fn func()) { f.onDemand.Store(&fn) }
 
 // Note records what holds the source back just now, for State and
 // TimeoutError; "" takes it back.

@@ -73,12 +73,11 @@ func (t *Tracker) shut() {
 
 func (t *Tracker) openFeed() *Feed {
 	name := t.cfg.Source.Name()
-	f := &Feed{t: t, name: name, using: name, changed: make(chan struct{}, 1)}
+	f := &Feed{t: t, name: name, using: name}
 	t.mu.Lock()
 	t.feed = f
 	t.listener.Store(f)
 	t.mu.Unlock()
-	t.signalDemand() // who waits already is a change to a new source
 	return f
 }
 
@@ -125,6 +124,13 @@ func (t *Tracker) pause(ctx context.Context, f *Feed) {
 	hurried := min(d, max(t.cfg.RetryMin, t.cfg.RetryMax/10))
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+	changed := make(chan struct{}, 1)
+	f.OnDemand(func() {
+		select {
+		case changed <- struct{}{}:
+		default: // the last one is not taken yet
+		}
+	})
 	for start := time.Now(); ; {
 		if f.Demand().Waiting > 0 {
 			timer.Reset(hurried - time.Since(start))
@@ -134,7 +140,7 @@ func (t *Tracker) pause(ctx context.Context, f *Feed) {
 			return
 		case <-ctx.Done():
 			return
-		case <-f.changed:
+		case <-changed:
 		}
 	}
 }

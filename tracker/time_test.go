@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -322,14 +323,11 @@ func TestDemandIsSignalledWhenItRisesAndWhenItEnds(t *testing.T) {
 		tr, feed := running(t, Config{})
 		e := feed.Begin()
 		e.Observe(at(100))
+		var told atomic.Bool
+		feed.OnDemand(func() { told.Store(true) })
 		changed := func() bool {
 			synctest.Wait()
-			select {
-			case <-feed.Changed():
-				return true
-			default:
-				return false
-			}
+			return told.Swap(false)
 		}
 		changed() // the start of an epoch is one
 		a := tr.Request(tok(300))

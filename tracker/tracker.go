@@ -44,7 +44,7 @@ type Config struct {
 const (
 	DefaultTimeout    = 3 * time.Second
 	DefaultMaxWaiters = 1 << 20
-	DefaultRetryMin   = 50 * time.Millisecond
+	DefaultRetryMin   = 10 * time.Millisecond
 	DefaultRetryMax   = 5 * time.Second
 )
 
@@ -210,9 +210,8 @@ func (t *Tracker) waitingLocked() int { return t.ahead.len() + t.parked.len() }
 // signalDemand tells the source to look at Demand. Called without the mutex.
 func (t *Tracker) signalDemand() {
 	if f := t.listener.Load(); f != nil {
-		select {
-		case f.changed <- struct{}{}:
-		default: // it has yet to take the last one, and will see this change too
+		if fn := f.onDemand.Load(); fn != nil {
+			(*fn)()
 		}
 	}
 }

@@ -1,0 +1,249 @@
+package replication_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walwake/walwake/replication"
+	"github.com/walwake/walwake/replication/replicationtest"
+	"github.com/walwake/walwake/tracker"
+)
+
+var (
+	benchRounds = flag.Int("rounds", 1, "BenchmarkCommitToKnown: rounds, in each of which every way is measured")
+	benchWaits  = flag.Int("waits", 20, "BenchmarkCommitToKnown: waits a way and round")
+	benchRates  = flag.String("rates", "0", "BenchmarkCommitToKnown: background transactions a second, with commas")
+)
+
+// BenchmarkCommitToKnown measures, from COMMIT acknowledged, through Capture,
+// to known to be replayed: every way in turn on one cluster, in rounds, so that
+// a noisy machine hits all alike. The figures are those of the README:
+//
+//	go test -run '^$' -bench CommitToKnown -benchtime 1x ./replication -args -rounds 10 -waits 300 -rates 0,500,3000
+func BenchmarkCommitToKnown(b *testing.B) {
+	c, err := replicationtest.New(b.Context(), replicationtest.Options{PrimarySettings: map[string]string{"max_connections": "200"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Primary.Exec(b.Context(), `CREATE TABLE writes (id bigint, v text); CREATE TABLE load (id bigint, v text); CREATE PUBLICATION walwake`); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		for _, r := range strings.Split(*benchRates, ",") {
+			var rate int
+			if _, err := fmt.Sscan(r, &rate); err != nil {
+				b.Fatal(err)
+			}
+			compareWays(b, c, rate)
+		}
+	}
+}
+
+// way waits for a token in one way.
+type way struct {
+	name string
+	open func(context.Context, *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error)
+}
+
+func ways(major int) []way {
+	all := []way{{"tight loop", tightLoop}, {"50 ms loop", serverLoop}}
+	if major >= 19 {
+		all = append(all, way{"WAIT FOR LSN", native})
+	}
+	for _, k := range kinds(major) {
+		all = append(all, way{"walwake " + string(k), walwake(k)})
+	}
+	return all
+}
+
+func compareWays(b *testing.B, c *replicationtest.Cluster, rate int) {
+	b.Helper()
+	stop := load(b, c, rate)
+	all := ways(c.Version)
+	took := make([][]time.Duration, len(all))
+	for round := range *benchRounds {
+		for i := range all {
+			i = (i + round) % len(all)
+			n := *benchWaits
+			if all[i].name == "50 ms loop" {
+				n = n/10 + 1
+			}
+			took[i] = append(took[i], measure(b, c, all[i], n)...)
+		}
+	}
+	done := stop()
+	var out strings.Builder
+	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	_, _ = fmt.Fprintf(w, "\nPostgreSQL %s, %d tx/s asked, %.0f done\twaits\tp50\tp90\tp99\tp50/tight\tp99/tight\twait p50\tp10\t\n", c.Release, rate, done)
+	base := quantiles(took[0])
+	for i, name := range all {
+		q := quantiles(took[i])
+		wq := waitTimes[name.name]
+		slices.Sort(wq)
+		_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%.2f\t%.2f\t%s\t%s\t\n", name.name, len(took[i]), q[0], q[1], q[2],
+			float64(q[0])/float64(base[0]), float64(q[2])/float64(base[2]), wq[len(wq)/2], wq[len(wq)/10])
+		b.ReportMetric(float64(q[0])/float64(base[0]), fmt.Sprintf("%s@%d-p50/tight", strings.ReplaceAll(name.name, " ", "-"), rate))
+	}
+	_ = w.Flush()
+	fmt.Println(out.String())
+}
+
+var waitTimes = map[string][]time.Duration{}
+
+func quantiles(d []time.Duration) [3]time.Duration {
+	slices.Sort(d)
+	at := func(q float64) time.Duration { return d[min(int(q*float64(len(d))), len(d)-1)].Round(time.Microsecond) }
+	return [3]time.Duration{at(0.5), at(0.9), at(0.99)}
+}
+
+// measure opens a way, warms it up, and times n waits.
+func measure(b *testing.B, c *replicationtest.Cluster, w way, n int) []time.Duration {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 2*time.Minute)
+	defer cancel()
+	wait, done, err := w.open(ctx, c)
+	if err != nil {
+		b.Fatalf("%s: %v", w.name, err)
+	}
+	defer done()
+	writer, err := c.Primary.Connect(ctx)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer writer.Close(ctx)
+	var took []time.Duration
+	for i := range n + 10 {
+		if _, err := writer.Exec(ctx, `INSERT INTO writes VALUES ($1, 'a row of some length')`, i); err != nil {
+			b.Fatal(err)
+		}
+		start := time.Now()
+		tok, err := replication.Capture(ctx, writer)
+		if err != nil {
+			b.Fatal(err)
+		}
+		captured := time.Now()
+		if err := wait(ctx, tok); err != nil {
+			b.Fatalf("%s: %v", w.name, err)
+		}
+		if i >= 10 {
+			waitTimes[w.name] = append(waitTimes[w.name], time.Since(captured))
+			took = append(took, time.Since(start))
+		}
+		time.Sleep(2 * time.Millisecond) // let what the write has set going come to rest
+	}
+	return took
+}
+
+func onStandby(ctx context.Context, c *replicationtest.Cluster) (*pgx.Conn, func(), error) {
+	conn, err := c.Standbys[0].Connect(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, func() { _ = conn.Close(context.Background()) }, nil
+}
+
+func tightLoop(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+	conn, done, err := onStandby(ctx, c)
+	return func(ctx context.Context, tok tracker.Token) error {
+		for {
+			var there bool
+			if err := conn.QueryRow(ctx, `SELECT pg_last_wal_replay_lsn() >= $1`, tok.LSN).Scan(&there); err != nil || there {
+				return err
+			}
+		}
+	}, done, err
+}
+
+// serverLoop is the ancestor's way: a function that sleeps 50 ms between looks.
+func serverLoop(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+	conn, done, err := onStandby(ctx, c)
+	return func(ctx context.Context, tok tracker.Token) error {
+		_, err := conn.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN WHILE pg_last_wal_replay_lsn() < '%s' LOOP PERFORM pg_sleep(0.05); END LOOP; END $$`, tok.LSN))
+		return err
+	}, done, err
+}
+
+// native is a session for each wait, connected beforehand.
+func native(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+	conn, done, err := onStandby(ctx, c)
+	return func(ctx context.Context, tok tracker.Token) error {
+		_, err := conn.Exec(ctx, fmt.Sprintf(`WAIT FOR LSN '%s'`, tok.LSN), pgx.QueryExecModeSimpleProtocol)
+		return err
+	}, done, err
+}
+
+func walwake(kind replication.Kind) func(context.Context, *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+	return func(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+		source, err := replication.New(replication.Config{
+			Replica: replication.Server{DSN: c.Standbys[0].DSN()},
+			Primary: replication.Server{DSN: c.Primary.DSN()},
+			Use:     []replication.Kind{kind},
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		tr, err := tracker.New(tracker.Config{Source: source})
+		if err != nil {
+			return nil, nil, err
+		}
+		go func() { _ = tr.Run(context.Background()) }()
+		<-tr.Ready()
+		w := tr.Request(tracker.Token{LSN: 1 << 60})
+		defer w.Cancel()
+		for tr.State().Source != string(kind) {
+			if ctx.Err() != nil {
+				return nil, nil, fmt.Errorf("%s does not come up: %+v", kind, tr.State())
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return tr.Wait, tr.Close, nil
+	}
+}
+
+// load writes rate transactions a second on the primary until it is stopped,
+// which returns how many a second there were.
+func load(b *testing.B, c *replicationtest.Cluster, rate int) (stop func() float64) {
+	b.Helper()
+	if rate == 0 {
+		return func() float64 { return 0 }
+	}
+	const writers = 8
+	ctx, cancel := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	var written atomic.Int64
+	start := time.Now()
+	for range writers {
+		conn, err := c.Primary.Connect(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		all.Go(func() {
+			defer conn.Close(context.Background())
+			for n := int64(0); ctx.Err() == nil; n++ {
+				if due := time.Duration(n) * time.Second * writers / time.Duration(rate); time.Since(start) < due {
+					time.Sleep(due - time.Since(start))
+				}
+				if _, err := conn.Exec(context.Background(), `INSERT INTO load VALUES (1, 'a row of some length')`); err != nil {
+					return
+				}
+				written.Add(1)
+			}
+		})
+	}
+	return func() float64 {
+		cancel()
+		all.Wait()
+		return float64(written.Load()) / time.Since(start).Seconds()
+	}
+}
