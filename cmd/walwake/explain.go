@@ -37,7 +37,6 @@ const (
 	invalidCatalog       = "3D000"
 	insufficientRights   = "42501"
 	tooManyConnections   = "53300"
-	adminShutdown        = "57P01"
 	cannotConnectNow     = "57P03"
 )
 

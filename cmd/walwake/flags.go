@@ -47,6 +47,8 @@ type serverFlag struct {
 	role string // "primary" or "replica": the flag's name without dashes
 	env  string
 	dsn  string
+
+	given func() bool // whether the flag was; set by add
 }
 
 func primaryFlag() serverFlag { return serverFlag{role: "primary", env: "WALWAKE_PRIMARY"} }
@@ -55,6 +57,7 @@ func replicaFlag() serverFlag { return serverFlag{role: "replica", env: "WALWAKE
 // add gives c the flag. The variable is no default of it, or the help would print a password.
 func (f *serverFlag) add(c *cobra.Command, what string) {
 	c.Flags().StringVar(&f.dsn, f.role, "", fmt.Sprintf("%s: a libpq `connection string` (default: $%s)", what, f.env))
+	f.given = func() bool { return c.Flags().Changed(f.role) }
 	complete(c, f.role)
 }
 
@@ -74,10 +77,10 @@ func (a *app) required(f serverFlag) (*server, error) {
 	return s, err
 }
 
-// optional is required, and returns nil when no server is named.
+// optional is required, and returns nil when no server is named. An empty flag names none, whatever its variable says.
 func (a *app) optional(f serverFlag) (*server, error) {
 	dsn, from := f.dsn, "--"+f.role
-	if dsn == "" {
+	if !f.given() {
 		dsn, from = a.getenv(f.env), f.env
 	}
 	if strings.TrimSpace(dsn) == "" {

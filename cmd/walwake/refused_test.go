@@ -20,16 +20,8 @@ func ways(dsn string) map[string][]string {
 	}
 }
 
-// closedPort returns an address that refuses connections.
-func closedPort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+// closed refuses connections: nobody listens on a port so low without being asked to.
+const closed = "127.0.0.1:1"
 
 func TestAServerThatDoesNotLetUsInIsAnErrorAtOnce(t *testing.T) {
 	t.Parallel()
@@ -38,7 +30,7 @@ func TestAServerThatDoesNotLetUsInIsAnErrorAtOnce(t *testing.T) {
 		name, dsn string
 		says      []string
 	}{
-		{"nobody listens", "postgres://u:" + secret + "@" + closedPort(t) + "/db", []string{"connection refused", "is PostgreSQL running there?"}},
+		{"nobody listens", "postgres://u:" + secret + "@" + closed + "/db", []string{"connection refused", "is PostgreSQL running there?"}},
 		{"no such host", "postgres://u:" + secret + "@nowhere.invalid/db", []string{"nowhere.invalid"}},
 		{"wrong password, standby", standby.DSNFor("postgres", secret, "postgres"), []string{"password authentication failed", "28P01", "check user and password in --"}},
 		{"wrong password, primary", primary.DSNFor("postgres", secret, "postgres"), []string{"password authentication failed", "28P01", "check user and password in --"}},
@@ -60,7 +52,6 @@ func TestAServerThatDoesNotLetUsInIsAnErrorAtOnce(t *testing.T) {
 // Some of these are malformed, some are understood otherwise than they were meant.
 func TestNoPasswordIsEverShown(t *testing.T) {
 	t.Parallel()
-	closed := closedPort(t)
 	for _, dsn := range []string{
 		"postgres://u:" + secret + "@" + closed + "/db",
 		"postgres://u:" + secret + "@" + closed + "/db?sslmode=nonsense",
@@ -103,15 +94,20 @@ func TestNoPasswordIsEverShown(t *testing.T) {
 	}
 }
 
-// A server that accepts a connection and never answers.
-func TestASilentServerEndsWithTheTimeout(t *testing.T) {
-	t.Parallel()
+// silent accepts connections and never answers.
+func silent(t *testing.T) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	for way, args := range ways("postgres://u@" + l.Addr().String() + "/db") {
+	return l.Addr().String()
+}
+
+func TestASilentServerEndsWithTheTimeout(t *testing.T) {
+	t.Parallel()
+	for way, args := range ways("postgres://u@" + silent(t) + "/db") {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
 			o := walwake(t, nil, append(args, "--timeout", "200ms")...).is(exitTimeout).says("timeout after", "no answer from").alone()
@@ -140,16 +136,6 @@ func TestAContextThatEndsEndsTheCommand(t *testing.T) {
 		cancel(errors.New("enough of it"))
 		(<-ended).is(exitFailure).says("enough of it").atOnce()
 	}
-}
-
-func silent(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l.Addr().String()
 }
 
 func TestATokenComesFromThePrimaryAlone(t *testing.T) {

@@ -35,7 +35,7 @@ type statusAnswer struct {
 	*Lag
 }
 
-// Lag is the part of it that --primary adds; embedded, and exported for encoding/json to read it in tests.
+// Lag is what --primary adds to it. It is exported so that encoding/json can set it, embedded as it is.
 type Lag struct {
 	Primary  string         `json:"primary"`
 	Written  *tracker.Token `json:"primary_token"`

@@ -65,6 +65,7 @@ func TestAServerMustBeNamed(t *testing.T) {
 	walwake(t, nil, "token").is(exitUsage).says("--primary", "WALWAKE_PRIMARY").alone()
 	walwake(t, nil, "status").is(exitUsage).says("--replica", "WALWAKE_REPLICA").alone()
 	walwake(t, nil, "wait", "0/1").is(exitUsage).says("--replica", "WALWAKE_REPLICA").alone()
+	walwake(t, env{"WALWAKE_REPLICA": "host=h"}, "wait", "--replica=", "0/1").is(exitUsage).says("no replica given").alone()
 	walwake(t, env{"WALWAKE_REPLICA": " "}, "wait", "0/1").is(exitUsage).says("WALWAKE_REPLICA").alone()
 }
 

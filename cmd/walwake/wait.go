@@ -53,7 +53,8 @@ write that a failover has lost, or one of another cluster, is then not told from
 --primary, the cluster is checked for it too.
 
 With --primary, a position that is ahead of all that the primary has written is refused at once, with
-status 1: nothing is sure to bring it. Without, it ends with a timeout that says how far ahead it is.
+status 1: nothing is sure to bring it. Without, it ends with a timeout that says how far ahead it is. A
+primary that cannot be asked is an error: --primary= waits without one although WALWAKE_PRIMARY is set.
 
 A server that cannot be reached, or does not let the role in, is an error at once. One that goes away
 later is tried again until the time is up. On a primary every position of its own history is there at
@@ -212,7 +213,7 @@ func (w *waitCommand) await(ctx context.Context, s *server, target tracker.Token
 	if isLate && late.Known {
 		answer.saw(late.Last)
 	}
-	if answer.Primary {
+	if answer.Primary && (err == nil || isLate) {
 		w.note("%s is a primary, no replica: all that is committed there can be read there at once", s.address)
 	}
 	if isLate {
@@ -278,7 +279,10 @@ func (w *waitCommand) tell(ctx context.Context, a waitAnswer, err error) error {
 		}
 		return err
 	}
-	at := "at " + a.Replayed.String()
+	at := "at a position that is not known any more"
+	if a.Replayed != nil { // the connection may have ended just after
+		at = "at " + a.Replayed.String()
+	}
 	if a.Timeline != nil {
 		at += fmt.Sprintf(" of timeline %d", *a.Timeline)
 	}

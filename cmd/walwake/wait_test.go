@@ -64,6 +64,7 @@ func TestAPositionAheadOfEverything(t *testing.T) {
 	if a := decode[waitAnswer](o); a.Result != "timeout" || a.Replayed == nil || a.Target.String() != far {
 		t.Errorf("got %+v", a)
 	}
+	walwake(t, on(primary, standby), "wait", "--primary=", "--timeout", "300ms", far).is(exitTimeout)
 	o = walwake(t, on(primary, standby), "wait", "--json", "--timeout", "1h", far).is(exitFailure).says("bytes ahead of all that primary").atOnce()
 	if a := decode[waitAnswer](o); a.Result != "error" {
 		t.Errorf("got %+v", a)
@@ -159,5 +160,14 @@ func TestAPausedReplayIsNamed(t *testing.T) {
 	o = walwake(t, on(c.Primary, standby), "status", "--json").is(exitOK)
 	if a := decode[statusAnswer](o); a.LagUS == nil {
 		t.Errorf("got %s", o)
+	}
+}
+
+func TestAConnectionThatEndsJustAfterTheWaitIsNoError(t *testing.T) {
+	t.Parallel()
+	var stdout, stderr output
+	w := &waitCommand{app: newApp(&stdout, &stderr, func(string) string { return "" }), start: time.Now()}
+	if err := w.tell(t.Context(), waitAnswer{Target: new(tracker.LSN(1))}, nil); err != nil || !strings.HasPrefix(stdout.String(), "0/1 is replayed") {
+		t.Errorf("%v: %s", err, stdout.String())
 	}
 }
