@@ -23,8 +23,12 @@ type reading struct {
 
 // note is what a person should know of the reading; may be empty.
 func (rd reading) note() string {
-	if rd.paused {
-		return "replay is paused on the standby: SELECT pg_wal_replay_resume()"
+	const paused = "replay is paused on the standby: SELECT pg_wal_replay_resume()"
+	switch {
+	case rd.paused && rd.reason != "":
+		return paused + "; " + rd.reason
+	case rd.paused:
+		return paused
 	}
 	return rd.reason
 }
@@ -45,7 +49,7 @@ const (
 	standbyQuery = `SELECT pg_backend_pid(), pg_is_in_recovery(), pg_last_wal_replay_lsn(),
        (SELECT coalesce(received_tli::text, '') FROM pg_stat_wal_receiver)`
 	standbyQuery19 = `SELECT pg_backend_pid(), pg_is_in_recovery(), pg_last_wal_replay_lsn(),
-       (SELECT coalesce(last_replayed_tli::text, '') FROM pg_stat_recovery)`
+       coalesce((SELECT last_replayed_tli::text FROM pg_stat_recovery), '')`
 
 	primaryQuery = `SELECT pg_backend_pid(), pg_is_in_recovery(),
        CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END,

@@ -233,14 +233,12 @@ func TestPollSaysWhatIsWrongWithTheServer(t *testing.T) {
 		"no database":    {strings.Replace(c.Standbys[0].DSN(), "/postgres?", "/geheim_db?", 1), "does not exist"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			failed := make(chan error, 1)
-			tr := poll(t, tt.dsn, tracker.Config{Observer: tracker.Observer{Failed: func(_ string, err error) {
-				select {
-				case failed <- err:
-				default:
-				}
+			failed := make(chan struct{})
+			var once sync.Once
+			tr := poll(t, tt.dsn, tracker.Config{Observer: tracker.Observer{Failed: func(string, error) {
+				once.Do(func() { close(failed) })
 			}}})
-			_ = <-failed // once is enough
+			<-failed
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
 			err := tr.Wait(ctx, tracker.Token{LSN: 1})

@@ -179,18 +179,27 @@ func (t *Tracker) observe(e *Epoch, o Observation) {
 	e.f.observed = true
 	t.stats.Observations++
 	t.observedAt = now
-	switch next := successor(v, o); {
+	recovered := t.failure
+	t.failure = nil
+	next := successor(v, o)
+	moved := next != nil || o.LSN > LSN(v.lsn.Load())
+	switch {
 	case next != nil:
-		t.adoptLocked(next, now)
-		t.mu.Unlock()
-		t.sweep(next)
-	case o.LSN > LSN(v.lsn.Load()):
+		t.adoptLocked(next)
+	case moved:
 		v.lsn.Store(uint64(o.LSN))
-		t.rate.observe(o.LSN, now)
-		t.mu.Unlock()
+	}
+	t.rate.observe(max(o.LSN, LSN(t.view.Load().lsn.Load())), now)
+	t.mu.Unlock()
+	if recovered != nil {
+		t.cfg.Logger.Info("source observes again", "replica", t.cfg.Name, "source", e.f.name, "epoch", o.Epoch)
+	}
+	switch {
+	case next != nil:
+		t.sweep(next)
+	case moved:
 		t.wakeReplayed()
 	default:
-		t.mu.Unlock()
 		return
 	}
 	t.readyOnce.Do(func() { close(t.ready) })
@@ -216,11 +225,10 @@ func successor(v *view, o Observation) *view {
 	return next
 }
 
-func (t *Tracker) adoptLocked(next *view, now time.Time) {
+func (t *Tracker) adoptLocked(next *view) {
 	if v := t.view.Load(); v == nil || v.epoch != next.epoch {
 		t.rate = rate{}
 		t.stats.Epochs++
 	}
 	t.view.Store(next)
-	t.rate.observe(LSN(next.lsn.Load()), now)
 }

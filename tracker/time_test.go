@@ -157,6 +157,13 @@ func TestTimeoutErrorEstimatesTheTimeBehind(t *testing.T) {
 		if want := "5000 bytes behind, about 5s"; !strings.Contains(te.Error(), want) {
 			t.Errorf("%q does not say %q", te, want)
 		}
+		for range 100 { // replay stands still
+			e.Observe(at(2000))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if te, ok = errors.AsType[*TimeoutError](tr.Wait(ctx, tok(7000))); !ok || te.ETA != 0 {
+			t.Errorf("after 10 s without replay: estimate %s, want none", te.ETA)
+		}
 	})
 }
 

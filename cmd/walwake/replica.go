@@ -15,19 +15,25 @@ import (
 	"github.com/walwake/walwake/tracker"
 )
 
-// sources are what --source takes; each makes the source that observes a server.
-var sources = map[string]func(replication.Server) (tracker.Source, error){
-	"auto": newPoll,
-	"poll": newPoll,
+// sourceFlag is --source: auto, or the one kind that may be used beside polling.
+func sourceFlag() choice {
+	c := choice{value: "auto", of: []string{"auto"}}
+	for _, k := range replication.Kinds() {
+		c.of = append(c.of, string(k))
+	}
+	return c
 }
 
-func newPoll(s replication.Server) (tracker.Source, error) {
-	return replication.NewPoll(replication.PollConfig{Server: s})
+const sourceUsage = "how to observe the replica: auto (the best that works), waitfor, logical, physical or poll"
+
+// newSource is the source that a --source names.
+func newSource(name string, replica, primary replication.Server) (tracker.Source, error) {
+	cfg := replication.Config{Replica: replica, Primary: primary}
+	if name != "auto" {
+		cfg.Use = []replication.Kind{replication.Kind(name)}
+	}
+	return replication.New(cfg)
 }
-
-func sourceFlag() choice { return choice{value: "auto", of: []string{"auto", "poll"}} }
-
-const sourceUsage = "how to observe the replica: auto (the best that works) or poll"
 
 // following says what to follow, and how.
 type following struct {
@@ -50,7 +56,7 @@ type replica struct {
 
 // follow makes the tracker of a replica, and runs it: the one place that knows how.
 func (a *app) follow(f following) (*replica, error) {
-	source, err := sources[f.source](replication.Server{Config: f.server.config})
+	source, err := newSource(f.source, replication.Server{Config: f.server.config}, replication.Server{})
 	if err != nil {
 		return nil, explain(f.server, err)
 	}
