@@ -40,7 +40,7 @@ func BenchmarkCommitToKnown(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		for _, r := range strings.Split(*benchRates, ",") {
+		for r := range strings.SplitSeq(*benchRates, ",") {
 			var rate int
 			if _, err := fmt.Sscan(r, &rate); err != nil {
 				b.Fatal(err)

@@ -17,6 +17,7 @@ type reading struct {
 	known    bool        // whether lsn is: a standby that has just started may not say
 	timeline uint32      // of lsn; 0: not told
 	reason   string      // why position or timeline is not told; may be empty
+	fast     bool        // it came by fastpath
 	full     bool        // whether paused was asked for
 	paused   bool        // somebody has paused replay
 }

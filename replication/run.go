@@ -174,8 +174,8 @@ func (r *run) actLocked() (time.Duration, error) {
 
 // questionLocked is the short one, and now and then the full one.
 func (r *run) questionLocked(now time.Time) question {
-	if now.Sub(r.fullAt) < fullEvery {
-		return short
+	if now.Sub(r.fullAt) < fullEvery && r.last.timeline != 0 {
+		return short // and where it brings no timeline, the full one says why
 	}
 	r.fullAt = now
 	return full
@@ -206,6 +206,12 @@ func (r *run) report(a answer) error {
 	r.order.Lock()
 	defer r.order.Unlock()
 	rd := a.reading
+	if rd.fast && rd.timeline == 0 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.last.timeline, r.again = 0, true
+		return nil // a query will say more
+	}
 	if rd.standby && rd.timeline == 0 && rd.known && (r.refused == nil || time.Since(r.refusedAt) > refusedFor) {
 		return errWantWalsender
 	}

@@ -35,8 +35,10 @@ type session struct {
 	system  uint64
 	standby bool // whether it was one when the session began
 	sizes   walSizes
+	fast    *fastpath // nil where it cannot be used
 
 	parts    atomic.Int32 // ReadyForQuery messages that the request's answer has
+	waiting  atomic.Bool  // the first of them is WAIT FOR LSN's
 	read     sync.WaitGroup
 	busy     bool        // a request is under way; guarded by the owner's mutex
 	deadline *time.Timer // ends the connection when a request takes too long
@@ -108,7 +110,7 @@ func (s *session) identify(ctx context.Context) error {
 			return fmt.Errorf("replication: prepare the question for the position: %w", err)
 		}
 	}
-	return nil
+	return s.findFastpath(ctx, backend)
 }
 
 // meet looks for peer's process.
@@ -161,6 +163,7 @@ func (s *session) close(busy bool) {
 // ask asks for the position.
 func (s *session) ask(q question) error {
 	s.parts.Store(0)
+	s.waiting.Store(false)
 	s.send(q)
 	return s.flush(s.server.QueryTimeout)
 }
@@ -171,6 +174,7 @@ func (s *session) ask(q question) error {
 // relied on, since it knows no timeline.
 func (s *session) askAfter(target tracker.LSN, timeout time.Duration) error {
 	s.parts.Store(1)
+	s.waiting.Store(true)
 	s.link.Frontend.Send(&pgproto3.Query{String: fmt.Sprintf(
 		"WAIT FOR LSN '%s' WITH (TIMEOUT '%dms', NO_THROW)", target, max(timeout.Milliseconds(), 1))})
 	s.send(short)
@@ -182,16 +186,19 @@ func (s *session) send(q question) {
 		q = primary
 	}
 	f := s.link.Frontend
-	if s.walsender {
+	switch {
+	case s.walsender:
 		s.parts.Add(2)
 		f.Send(&pgproto3.Query{String: q.sql(s.major)})
 		f.Send(&pgproto3.Query{String: "IDENTIFY_SYSTEM"})
-		return
+	case q == short && s.fast != nil:
+		s.parts.Add(s.fast.send(f))
+	default:
+		s.parts.Add(1)
+		f.Send(&pgproto3.Bind{PreparedStatement: string(q)})
+		f.Send(&pgproto3.Execute{})
+		f.Send(&pgproto3.Sync{})
 	}
-	s.parts.Add(1)
-	f.Send(&pgproto3.Bind{PreparedStatement: string(q)})
-	f.Send(&pgproto3.Execute{})
-	f.Send(&pgproto3.Sync{})
 }
 
 func (s *session) flush(limit time.Duration) error {
@@ -217,6 +224,7 @@ func (s *session) receive() answer {
 	var row []*string
 	var identified uint32
 	var failed error
+	var called bool
 	for parts := int32(0); ; {
 		msg, err := s.link.Frontend.Receive()
 		if err != nil {
@@ -234,19 +242,30 @@ func (s *session) receive() answer {
 			default:
 				row = columns(msg.Values)
 			}
+		case *pgproto3.FunctionCallResponse:
+			if s.fast == nil {
+				return answer{err: errors.New("replication: a function's result that was not asked for")}
+			}
+			if err := s.fast.take(msg.Result, &a.reading); err != nil {
+				return answer{err: err}
+			}
+			called = true
 		case *pgproto3.ErrorResponse:
 			failed = pgconn.ErrorResponseToPgError(msg)
 		case *pgproto3.ReadyForQuery:
 			parts++
-			if last := parts >= s.parts.Load(); !last && !s.walsender {
+			if parts == 1 && s.waiting.Load() {
 				a.waitErr, failed = failed, nil
-				continue
-			} else if failed != nil {
+			}
+			if failed != nil {
 				return answer{err: fmt.Errorf("replication: ask for the replayed position: %w", failed)}
-			} else if !last {
+			}
+			if parts < s.parts.Load() {
 				continue
 			}
-			a.reading, a.err = s.parse(row, identified)
+			if !called {
+				a.reading, a.err = s.parse(row, identified)
+			}
 			return a
 		}
 	}

@@ -49,7 +49,7 @@ func (r *run) openWaitFor(ctx context.Context) {
 }
 
 func (w *waitFor) usableLocked(r *run, now time.Time) bool {
-	return w != nil && r.last.known && !now.Before(w.off)
+	return w != nil && r.last.known && r.last.timeline != 0 && !now.Before(w.off)
 }
 
 // actLocked asks what is to be asked now, and returns when to act again at the

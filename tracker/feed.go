@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 	"time"
@@ -143,12 +144,12 @@ func (f *Feed) Note(reason string) {
 // slice must not be changed after it was handed over.
 func (f *Feed) Ladder(rungs []Rung) {
 	using, reason := f.name, ""
-	for i := len(rungs) - 1; i >= 0; i-- {
-		if rungs[i].Up {
-			using = rungs[i].Source
-		} else {
-			reason = rungs[i].Reason
+	for _, r := range rungs {
+		if r.Up {
+			using = r.Source
+			break
 		}
+		reason = cmp.Or(reason, r.Reason)
 	}
 	t := f.t
 	t.mu.Lock()
@@ -161,7 +162,7 @@ func (f *Feed) Ladder(rungs []Rung) {
 	}
 	t.stats.SourceChanges++
 	t.mu.Unlock()
-	t.cfg.Logger.Info("source changed", "replica", t.cfg.Name, "from", from, "to", using, "best", reason)
+	t.cfg.Logger.Info("source changed", "replica", t.cfg.Name, "from", from, "to", using, "reason", reason)
 	if fn := t.cfg.Observer.SourceChanged; fn != nil {
 		fn(from, using)
 	}
