@@ -67,11 +67,15 @@ func ways(major int) []way {
 	return all
 }
 
+// times are of one way: from COMMIT acknowledged, and of the wait alone, whose
+// token was at hand.
+type times struct{ all, waits []time.Duration }
+
 func compareWays(b *testing.B, c *replicationtest.Cluster, rate int) {
 	b.Helper()
 	stop := load(b, c, rate)
 	all := ways(c.Version)
-	took := make([][]time.Duration, len(all))
+	took := make([]times, len(all))
 	for round := range *benchRounds {
 		for i := range all {
 			i = (i + round) % len(all)
@@ -79,27 +83,24 @@ func compareWays(b *testing.B, c *replicationtest.Cluster, rate int) {
 			if all[i].name == "50 ms loop" {
 				n = n/10 + 1
 			}
-			took[i] = append(took[i], measure(b, c, all[i], n)...)
+			measure(b, c, all[i], n, &took[i])
 		}
 	}
 	done := stop()
 	var out strings.Builder
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintf(w, "\nPostgreSQL %s, %d tx/s asked, %.0f done\twaits\tp50\tp90\tp99\tp50/tight\tp99/tight\twait p50\tp10\t\n", c.Release, rate, done)
-	base := quantiles(took[0])
+	_, _ = fmt.Fprintf(w, "\nPostgreSQL %s, %d tx/s asked, %.0f done\twaits\tp50\tp90\tp99\tp50/tight\tp99/tight\tWait p50\tWait/tight\t\n", c.Release, rate, done)
+	base, baseWaits := quantiles(took[0].all), quantiles(took[0].waits)
 	for i, name := range all {
-		q := quantiles(took[i])
-		wq := waitTimes[name.name]
-		slices.Sort(wq)
-		_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%.2f\t%.2f\t%s\t%s\t\n", name.name, len(took[i]), q[0], q[1], q[2],
-			float64(q[0])/float64(base[0]), float64(q[2])/float64(base[2]), wq[len(wq)/2], wq[len(wq)/10])
-		b.ReportMetric(float64(q[0])/float64(base[0]), fmt.Sprintf("%s@%d-p50/tight", strings.ReplaceAll(name.name, " ", "-"), rate))
+		q, waits := quantiles(took[i].all), quantiles(took[i].waits)
+		ratio := func(a, b time.Duration) float64 { return float64(a) / float64(b) }
+		_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%.2f\t%.2f\t%s\t%.2f\t\n", name.name, len(took[i].all), q[0], q[1], q[2],
+			ratio(q[0], base[0]), ratio(q[2], base[2]), waits[0], ratio(waits[0], baseWaits[0]))
+		b.ReportMetric(ratio(q[0], base[0]), fmt.Sprintf("%s@%d-p50/tight", strings.ReplaceAll(name.name, " ", "-"), rate))
 	}
 	_ = w.Flush()
 	fmt.Println(out.String())
 }
-
-var waitTimes = map[string][]time.Duration{}
 
 func quantiles(d []time.Duration) [3]time.Duration {
 	slices.Sort(d)
@@ -108,7 +109,7 @@ func quantiles(d []time.Duration) [3]time.Duration {
 }
 
 // measure opens a way, warms it up, and times n waits.
-func measure(b *testing.B, c *replicationtest.Cluster, w way, n int) []time.Duration {
+func measure(b *testing.B, c *replicationtest.Cluster, w way, n int, took *times) {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), 2*time.Minute)
 	defer cancel()
@@ -122,7 +123,6 @@ func measure(b *testing.B, c *replicationtest.Cluster, w way, n int) []time.Dura
 		b.Fatal(err)
 	}
 	defer writer.Close(ctx)
-	var took []time.Duration
 	for i := range n + 10 {
 		if _, err := writer.Exec(ctx, `INSERT INTO writes VALUES ($1, 'a row of some length')`, i); err != nil {
 			b.Fatal(err)
@@ -137,12 +137,11 @@ func measure(b *testing.B, c *replicationtest.Cluster, w way, n int) []time.Dura
 			b.Fatalf("%s: %v", w.name, err)
 		}
 		if i >= 10 {
-			waitTimes[w.name] = append(waitTimes[w.name], time.Since(captured))
-			took = append(took, time.Since(start))
+			took.waits = append(took.waits, time.Since(captured))
+			took.all = append(took.all, time.Since(start))
 		}
 		time.Sleep(2 * time.Millisecond) // let what the write has set going come to rest
 	}
-	return took
 }
 
 func onStandby(ctx context.Context, c *replicationtest.Cluster) (*pgx.Conn, func(), error) {

@@ -15,21 +15,24 @@ type Kind string
 
 // The kinds, best first where all are possible.
 const (
-	// WaitFor has the server itself tell: WAIT FOR LSN, from PostgreSQL 19.
-	WaitFor Kind = "waitfor"
+	// Physical listens to the WAL that the standby passes on. It needs
+	// REPLICATION.
+	Physical Kind = "physical"
 	// Logical listens to the keepalives of a temporary logical slot on the
 	// standby, from PostgreSQL 16. It needs REPLICATION, wal_level = logical
 	// and a publication, which may be empty.
 	Logical Kind = "logical"
-	// Physical listens to the WAL that the standby passes on. It needs
-	// REPLICATION.
-	Physical Kind = "physical"
+	// WaitFor has the server itself tell: WAIT FOR LSN, from PostgreSQL 19.
+	WaitFor Kind = "waitfor"
 	// Poll asks, ever less often. It is always possible.
 	Poll Kind = "poll"
 )
 
 // Kinds returns all kinds, best first.
-func Kinds() []Kind { return []Kind{WaitFor, Physical, Logical, Poll} }
+//
+// The order is that of the measured latency; where two are alike, the one that
+// asks less of the server comes first. The README has the figures.
+func Kinds() []Kind { return []Kind{Physical, Logical, WaitFor, Poll} }
 
 // Config configures a Ladder. It is copied by New.
 type Config struct {

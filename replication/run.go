@@ -16,6 +16,10 @@ const (
 	freshGap = time.Millisecond
 )
 
+// followFor is how long after a hint the server is asked again at once where it
+// has not replayed yet what the hint was of: replay follows receipt within that.
+const followFor = 300 * time.Microsecond
+
 // fullEvery is how often, while somebody waits, the question is asked that also
 // tells why replay does not move.
 const fullEvery = 100 * time.Millisecond
@@ -42,16 +46,18 @@ type run struct {
 	// under it; it is not held where others' code may ask.
 	order sync.Mutex
 
-	mu     sync.Mutex // guards what follows, s.busy, and writing to sessions
-	over   bool
-	waits  *waitFor // nil where WAIT FOR LSN is not used
-	pace   pace
-	last   reading   // the latest
-	asked  time.Time // when it was asked for
-	fullAt time.Time // when the full question was asked last
-	wanted time.Time // when somebody last waited
-	again  bool      // something came up that calls for asking
-	timer  *time.Timer
+	mu      sync.Mutex // guards what follows, s.busy, and writing to sessions
+	over    bool
+	waits   *waitFor // nil where WAIT FOR LSN is not used
+	pace    pace
+	last    reading     // the latest
+	asked   time.Time   // when it was asked for
+	fullAt  time.Time   // when the full question was asked last
+	wanted  time.Time   // when somebody last waited
+	again   bool        // something came up that calls for asking
+	heard   tracker.LSN // the highest position that a stream told of
+	heardAt time.Time
+	timer   *time.Timer
 }
 
 // observe asks over one connection, for as long as it lasts.
@@ -65,7 +71,7 @@ func (r *run) observe(ctx context.Context, walsender bool) error {
 	}
 	r.s, r.epoch = s, r.feed.Begin()
 	r.failed = make(chan error, 1)
-	r.last, r.over, r.waits = reading{}, false, nil
+	r.last, r.over, r.waits, r.heard = reading{}, false, nil, 0
 	r.pace = pace{min: r.cfg.MinInterval, max: r.cfg.MaxInterval, idle: r.cfg.IdleInterval}
 	r.board.reset()
 	r.streams = newStreams(ctx, r)
@@ -127,8 +133,14 @@ func (r *run) demanded() {
 	r.event(true)
 }
 
-// hinted is called when a stream says that there may be more.
-func (r *run) hinted() { r.event(true) }
+// hinted is called when a stream says that the server has come to lsn, or is
+// about to.
+func (r *run) hinted(lsn tracker.LSN) {
+	r.mu.Lock()
+	r.heard, r.heardAt = max(r.heard, lsn), time.Now()
+	r.mu.Unlock()
+	r.event(true)
+}
 
 // tick is called when the time has come to ask again.
 func (r *run) tick() { r.event(true) }
@@ -156,6 +168,9 @@ func (r *run) actLocked() (time.Duration, error) {
 		r.wanted = now
 	}
 	pause := r.pace.next(d, now)
+	if r.last.lsn < r.heard && now.Sub(r.heardAt) < followFor {
+		r.again = true
+	}
 	switch {
 	case r.waits.usableLocked(r, now):
 		return r.waits.actLocked(r, d, pause, now)
@@ -165,7 +180,7 @@ func (r *run) actLocked() (time.Duration, error) {
 	case now.Sub(r.wanted) > freshFor:
 		r.again = false
 		return pause, nil
-	case now.Sub(r.asked) < freshGap:
+	case now.Sub(r.asked) < freshGap && now.Sub(r.heardAt) >= followFor:
 		return freshGap, nil // for nobody: not at every hint
 	}
 	r.again, r.asked = false, now

@@ -79,7 +79,7 @@ func (s *scripted) serve(n int, c net.Conn) {
 	b.Send(&pgproto3.ParameterStatus{Name: "server_version", Value: s.version})
 	b.Send(&pgproto3.ParameterStatus{Name: "standard_conforming_strings", Value: "on"})
 	b.Send(&pgproto3.ParameterStatus{Name: "client_encoding", Value: "UTF8"})
-	b.Send(&pgproto3.BackendKeyData{ProcessID: uint32(n), SecretKey: []byte{0, 0, 0, 1}})
+	b.Send(&pgproto3.BackendKeyData{ProcessID: uint32(n) + 1000 /* a pooler: no fastpath */, SecretKey: []byte{0, 0, 0, 1}})
 	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 	if b.Flush() != nil {
 		return

@@ -122,7 +122,7 @@ func (s *walStream) read(ctx context.Context) error {
 		}
 		if s.news {
 			s.news = false
-			s.l.hint()
+			s.l.hint(tracker.LSN(s.received.Load()))
 		}
 		switch now := time.Now(); {
 		case s.l.demand().Waiting > 0:

@@ -30,7 +30,7 @@ type listener struct {
 	demand func() tracker.Demand
 	kicked <-chan struct{}
 	up     func()              // it listens now
-	hint   func()              // there may be more: ask
+	hint   func(tracker.LSN)   // the server has come to a position, or is about to
 	note   func(reason string) // why it does not listen yet
 }
 

@@ -24,7 +24,7 @@ func sourceFlag() choice {
 	return c
 }
 
-const sourceUsage = "how to observe the replica: auto (the best that works), waitfor, logical, physical or poll"
+const sourceUsage = "how to observe the replica: auto (the best that works), physical, logical, waitfor or poll"
 
 // newSource is the source that a --source names.
 func newSource(name string, replica, primary replication.Server) (tracker.Source, error) {

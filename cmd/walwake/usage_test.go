@@ -32,7 +32,7 @@ func TestBadUsageIsOneLineAndStatus2(t *testing.T) {
 		{"wait 0/1 --timeout -1s", "above 0 with its unit"},
 		{"wait 0/1 --timeout 3", "above 0 with its unit"},
 		{"wait 0/1 --timeout soon", "above 0 with its unit"},
-		{"wait 0/1 --source tea-leaves", "want auto, waitfor, physical, logical, poll"},
+		{"wait 0/1 --source tea-leaves", "want auto, physical, logical, waitfor, poll"},
 		{"wait 0/1 --frobnicate", "unknown flag"},
 		{"wait 0/1 --replica host=h\xa0port", "--replica"},
 		{"wait 0/1 --replica gibberish", "--replica"},
@@ -117,8 +117,8 @@ func TestWithoutACommandItShowsWhatThereIs(t *testing.T) {
 func TestCompletionKnowsTheWords(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ args, want string }{
-		{"wait --source", "auto\nwaitfor\nphysical\nlogical\npoll\n"},
-		{"status --source", "auto\nwaitfor\nphysical\nlogical\npoll\n"},
+		{"wait --source", "auto\nphysical\nlogical\nwaitfor\npoll\n"},
+		{"status --source", "auto\nphysical\nlogical\nwaitfor\npoll\n"},
 		{"demo --pg", "14\n15\n16\n17\n18\n19\n"},
 		{"--log-level", "debug\ninfo\nwarn\nerror\n"},
 		{"wait --replica", ":4"},
