@@ -23,6 +23,9 @@ var shared = sync.OnceValues(func() (*replicationtest.Cluster, error) {
 })
 
 func TestMain(m *testing.M) {
+	if runLoader() {
+		return
+	}
 	m.Run()
 	if c, err := shared(); err == nil {
 		_ = c.Close()

@@ -134,12 +134,13 @@ func (r *run) demanded() {
 }
 
 // hinted is called when a stream says that the server has come to lsn, or is
-// about to.
+// about to. Where that is short of all who wait, there is nothing to ask for.
 func (r *run) hinted(lsn tracker.LSN) {
 	r.mu.Lock()
 	r.heard, r.heardAt = max(r.heard, lsn), time.Now()
 	r.mu.Unlock()
-	r.event(true)
+	d := r.feed.Demand()
+	r.event(d.Waiting == 0 || d.Lowest != 0 && d.Lowest <= lsn)
 }
 
 // tick is called when the time has come to ask again.
@@ -168,7 +169,11 @@ func (r *run) actLocked() (time.Duration, error) {
 		r.wanted = now
 	}
 	pause := r.pace.next(d, now)
-	if r.last.lsn < r.heard && now.Sub(r.heardAt) < followFor {
+	next := r.heard
+	if d.Waiting > 0 {
+		next = d.Lowest
+	}
+	if r.last.lsn < next && next <= r.heard && now.Sub(r.heardAt) < followFor {
 		r.again = true
 	}
 	switch {

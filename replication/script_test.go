@@ -1,13 +1,17 @@
 package replication
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
@@ -18,6 +22,13 @@ type scripted struct {
 	version string
 	// answer returns the rows' columns, text, nil for NULL, or an error to send.
 	answer func(conn int, query string) ([][]*string, error)
+	// call, where it is set, answers a FunctionCall: the connection is then one to
+	// the server itself, not through a pooler.
+	call func(conn int, function uint32) []byte
+	// stream, where it is set, has the connection from START_REPLICATION on.
+	stream func(st *scriptedStream)
+	// cancel, where it is set, is called with the process that is to be cancelled.
+	cancel func(conn int)
 
 	mu      sync.Mutex
 	conns   []net.Conn // the server's ends; guarded by mu
@@ -72,14 +83,25 @@ func (s *scripted) asked() (queries, conns int) {
 func (s *scripted) serve(n int, c net.Conn) {
 	defer c.Close()
 	b := pgproto3.NewBackend(c, c)
-	if _, err := b.ReceiveStartupMessage(); err != nil {
+	startup, err := b.ReceiveStartupMessage()
+	if err != nil {
 		return
+	}
+	if c, is := startup.(*pgproto3.CancelRequest); is {
+		if s.cancel != nil {
+			s.cancel(int(c.ProcessID))
+		}
+		return
+	}
+	pid := uint32(n)
+	if s.call == nil {
+		pid += 1000 // a pooler: no fastpath
 	}
 	b.Send(&pgproto3.AuthenticationOk{})
 	b.Send(&pgproto3.ParameterStatus{Name: "server_version", Value: s.version})
 	b.Send(&pgproto3.ParameterStatus{Name: "standard_conforming_strings", Value: "on"})
 	b.Send(&pgproto3.ParameterStatus{Name: "client_encoding", Value: "UTF8"})
-	b.Send(&pgproto3.BackendKeyData{ProcessID: uint32(n) + 1000 /* a pooler: no fastpath */, SecretKey: []byte{0, 0, 0, 1}})
+	b.Send(&pgproto3.BackendKeyData{ProcessID: pid, SecretKey: []byte{0, 0, 0, 1}})
 	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 	if b.Flush() != nil {
 		return
@@ -91,6 +113,14 @@ func (s *scripted) serve(n int, c net.Conn) {
 		}
 		switch msg := msg.(type) {
 		case *pgproto3.Query:
+			if s.stream != nil && strings.HasPrefix(msg.String, "START_REPLICATION") {
+				s.note(msg.String)
+				b.Send(&pgproto3.CopyBothResponse{})
+				if b.Flush() == nil {
+					s.stream(&scriptedStream{s: s, b: b, c: c, conn: n, command: msg.String})
+				}
+				return
+			}
 			if s.reply(b, n, msg.String) != nil {
 				return
 			}
@@ -100,7 +130,16 @@ func (s *scripted) serve(n int, c net.Conn) {
 			b.Send(&pgproto3.RowDescription{Fields: fields(5)})
 		case *pgproto3.Bind: // of what was parsed: the look
 			b.Send(&pgproto3.BindComplete{})
-			s.rows(b, n, lookQuery, msg.PreparedStatement == "")
+			if s.rows(b, n, lookQuery, msg.PreparedStatement == "") != nil {
+				return
+			}
+		case *pgproto3.FunctionCall:
+			s.note(fmt.Sprint("call ", msg.Function))
+			b.Send(&pgproto3.FunctionCallResponse{Result: s.call(n, msg.Function)})
+			b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+			if b.Flush() != nil {
+				return
+			}
 		case *pgproto3.Sync:
 			b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 			if b.Flush() != nil {
@@ -114,19 +153,33 @@ func (s *scripted) serve(n int, c net.Conn) {
 
 // reply answers a simple query.
 func (s *scripted) reply(b *pgproto3.Backend, n int, query string) error {
-	s.rows(b, n, query, true)
+	if err := s.rows(b, n, query, true); err != nil {
+		return err
+	}
 	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 	return b.Flush()
 }
 
-func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool) {
+func (s *scripted) note(query string) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.queries = append(s.queries, query)
-	s.mu.Unlock()
+}
+
+// rows sends what answer returned. Its error says that the connection is to end.
+func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool) error {
+	s.note(query)
 	rows, err := s.answer(n, query)
+	if failed, is := errors.AsType[*pgconn.PgError](err); is {
+		b.Send(&pgproto3.ErrorResponse{Severity: failed.Severity, Code: failed.Code, Message: failed.Message})
+		if failed.Severity == "FATAL" {
+			return cmp.Or(b.Flush(), err)
+		}
+		return nil
+	}
 	if err != nil {
 		b.Send(&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", Message: err.Error()})
-		return
+		return nil
 	}
 	for i, row := range rows {
 		if i == 0 && describe {
@@ -141,17 +194,19 @@ func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool)
 		b.Send(&pgproto3.DataRow{Values: values})
 	}
 	b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT")})
+	return nil
 }
 
 // lookQuery is what answer is asked for a position with, whichever question it was.
 const lookQuery = "position"
 
-// fields describes the columns of full (5), serverQuery (6) and others.
+// fields describes the columns of mayDecode (2), fastQuery (4), full (5),
+// serverQuery (6) and others.
 func fields(n int) []pgproto3.FieldDescription {
 	const (
 		boolean, bigint, integer, text = 16, 20, 23, 25
 	)
-	oids := map[int][]uint32{5: {integer, boolean, text, text, text}, 6: {integer, text, bigint, bigint, bigint, boolean}}[n]
+	oids := map[int][]uint32{2: {text, boolean}, 4: {bigint, bigint, integer, integer}, 5: {integer, boolean, text, text, text}, 6: {integer, text, bigint, bigint, bigint, boolean}}[n]
 	var out []pgproto3.FieldDescription
 	for i := range n {
 		oid := uint32(text)
