@@ -38,8 +38,12 @@ func newSource(name string, replica, primary replication.Server) (tracker.Source
 // following says what to follow, and how.
 type following struct {
 	server  *server
+	primary *server // nil: none was named
 	source  string
 	timeout time.Duration // of a wait
+
+	// changed is called when another source is in use. It may be nil.
+	changed func(from, to string)
 
 	// failed is called when the source fails. first says that the replica's position was never known, and
 	// trying again is of no use.
@@ -56,7 +60,11 @@ type replica struct {
 
 // follow makes the tracker of a replica, and runs it: the one place that knows how.
 func (a *app) follow(f following) (*replica, error) {
-	source, err := newSource(f.source, replication.Server{Config: f.server.config}, replication.Server{})
+	var primary replication.Server
+	if f.primary != nil {
+		primary.Config = f.primary.config
+	}
+	source, err := newSource(f.source, replication.Server{Config: f.server.config}, primary)
 	if err != nil {
 		return nil, explain(f.server, err)
 	}
@@ -71,7 +79,8 @@ func (a *app) follow(f following) (*replica, error) {
 				r.known.Store(true)
 				a.log.Debug("position", "replica", f.server.address, "lsn", o.LSN, "timeline", o.Timeline)
 			},
-			Failed: func(_ string, err error) { f.failed(err, !r.known.Load() && !passing(err)) },
+			SourceChanged: f.changed,
+			Failed:        func(_ string, err error) { f.failed(err, !r.known.Load() && !passing(err)) },
 		},
 	})
 	if err != nil {

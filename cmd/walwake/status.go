@@ -29,6 +29,7 @@ type statusAnswer struct {
 	Timeline   *uint32     `json:"timeline"`
 	System     uint64      `json:"system,string"`
 	Source     string      `json:"source"`
+	Ladder     []rung      `json:"ladder"` // best first
 	ObservedAt time.Time   `json:"observed_at"`
 	AgeUS      int64       `json:"age_us"`
 	Note       string      `json:"note,omitempty"`
@@ -49,15 +50,19 @@ func (a *app) statusCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status --replica DSN",
 		Short: "Show how far a replica is",
-		Long: `Shows what is known of a replica: role, replayed position, timeline, system identifier, the source that
-told it, and how old that is. A note says what is missing, such as a right or a paused replay.
+		Long: `Shows what is known of a replica: role, replayed position, timeline, system identifier, the sources,
+and how old the position is. A note says what is missing, such as a right or a paused replay.
+
+It starts the sources as for somebody who waits, for a second at most, and shows for each whether it is
+up, or why not. What each needs is what "walwake doctor" tells.
 
 With --primary it also shows the lag: the bytes that the primary had written and the replica had not
 replayed, and the time. A replica that is behind is watched for up to a second: the time that it took is
 "measured", or else "estimated" from the speed of its replay.
 
-With --json: server, role, position, timeline, system (a string), source, observed_at, age_us, note, and
-with --primary: primary, primary_token, lag_bytes, lag_us and lag_from. Times are in microseconds.`,
+With --json: server, role, position, timeline, system (a string), source, ladder (of source, up,
+reason; best first), observed_at, age_us, note, and with --primary: primary, primary_token, lag_bytes,
+lag_us and lag_from. Times are in microseconds.`,
 		Example: `  walwake status --replica 'postgres://app@db2/app'
   walwake status --primary 'host=db1 user=app' --replica 'host=db2 user=app' --json`,
 		Args:              noArgs,
@@ -96,7 +101,7 @@ func (s *statusCommand) run(ctx context.Context) (*statusAnswer, error) {
 		}
 	}
 	first := make(chan error, 1)
-	r, err := s.follow(following{server: server, source: s.source.value, timeout: min(lagProbe, time.Duration(s.timeout)), failed: func(err error, give bool) {
+	r, err := s.follow(following{server: server, primary: primary, source: s.source.value, timeout: min(lagProbe, time.Duration(s.timeout)), failed: func(err error, give bool) {
 		if give {
 			select {
 			case first <- explain(server, err):
@@ -109,18 +114,30 @@ func (s *statusCommand) run(ctx context.Context) (*statusAnswer, error) {
 	}
 	defer r.stop()
 	answer, err := s.look(ctx, r, first)
-	if err != nil || primary == nil {
-		return answer, err
+	if err != nil {
+		return nil, err
 	}
+	if primary != nil {
+		if err := s.compare(ctx, r, answer, primary, written, asked); err != nil {
+			return nil, err
+		}
+	}
+	settled := r.settle(ctx, min(settleWithin, time.Duration(s.timeout)))
+	answer.Source, answer.Ladder = settled.Source, rungs(settled)
+	return answer, context.Cause(ctx)
+}
+
+// compare adds the lag.
+func (s *statusCommand) compare(ctx context.Context, r *replica, answer *statusAnswer, primary *server, written tracker.Token, asked time.Time) (err error) {
 	if answer.System != written.System {
-		return nil, fmt.Errorf("%w: %s is of system %d, %s of system %d: check %s and %s", tracker.ErrWrongSystem,
-			server, answer.System, primary, written.System, server.from, primary.from)
+		return fmt.Errorf("%w: %s is of system %d, %s of system %d: check %s and %s", tracker.ErrWrongSystem,
+			r.server, answer.System, primary, written.System, r.server.from, primary.from)
 	}
 	answer.Lag, err = lag(ctx, r, answer, written, asked)
 	if err == nil {
 		answer.Primary = primary.address
 	}
-	return answer, err
+	return err
 }
 
 // look returns what the replica says of itself.
@@ -142,7 +159,7 @@ func (s *statusCommand) look(ctx context.Context, r *replica, first <-chan error
 	}
 	answer := &statusAnswer{
 		Server: r.server.address, Role: "standby", Position: state.Position.LSN, System: state.Position.System,
-		Source: state.Source, ObservedAt: state.ObservedAt, AgeUS: time.Since(state.ObservedAt).Microseconds(), Note: state.Note,
+		ObservedAt: state.ObservedAt, AgeUS: time.Since(state.ObservedAt).Microseconds(), Note: state.Note,
 	}
 	if state.Position.Primary {
 		answer.Role = "primary"
@@ -189,7 +206,12 @@ func (s *statusAnswer) table() string {
 		row("timeline", "not known")
 	}
 	row("system", "%d", s.System)
-	row("observed", "%s ago, by source %s", micros(s.AgeUS), s.Source)
+	row("observed", "%s ago", micros(s.AgeUS))
+	name := "sources"
+	for _, r := range s.Ladder {
+		row(name, "%s: %s", r.Source, r.state(s.Source))
+		name = ""
+	}
 	if l := s.Lag; l != nil {
 		row("primary", "%s, at %s of timeline %d", l.Primary, l.Written.LSN, l.Written.Timeline)
 		if l.LagBytes == 0 {

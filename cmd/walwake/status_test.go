@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ func TestStatusOfAStandby(t *testing.T) {
 	t.Parallel()
 	primary, standby := cluster(t)
 	a := decode[statusAnswer](walwake(t, on(nil, standby), "status", "--json").is(exitOK))
-	if a.Role != "standby" || a.Position == 0 || *a.Timeline != 1 || a.System == 0 || a.Source != "poll" || a.Note != "" ||
+	if a.Role != "standby" || a.Position == 0 || *a.Timeline != 1 || a.System == 0 || a.Source != "physical" || !slices.ContainsFunc(a.Ladder, func(r rung) bool { return r.Source == "physical" && r.Up }) || a.Note != "" ||
 		a.AgeUS < 0 || time.Since(a.ObservedAt) > time.Minute || a.Lag != nil || !strings.HasPrefix(a.Server, "127.0.0.1:") {
 		t.Errorf("got %+v", a)
 	}
@@ -22,7 +23,7 @@ func TestStatusOfAStandby(t *testing.T) {
 		t.Errorf("got %+v", a)
 	}
 	text := walwake(t, on(primary, standby), "status").is(exitOK)
-	for _, word := range []string{"a standby", "position", "timeline", "system", "observed", "primary", "lag"} {
+	for _, word := range []string{"a standby", "position", "timeline", "system", "observed", "sources", "physical: in use", "primary", "lag"} {
 		if !strings.Contains(text.stdout, word) {
 			t.Errorf("no %q in %s", word, text)
 		}
@@ -37,6 +38,43 @@ func TestStatusOfAPrimary(t *testing.T) {
 	primary, _ := cluster(t)
 	if a := decode[statusAnswer](walwake(t, on(primary, primary), "status", "--json").is(exitOK)); a.Role != "primary" || *a.Timeline != 1 {
 		t.Errorf("got %+v", a)
+	}
+}
+
+// unpublished is why logical is not up on the shared cluster.
+func unpublished(version int) string {
+	if version < 16 {
+		return "needs PostgreSQL 16"
+	}
+	return "CREATE PUBLICATION"
+}
+
+func TestStatusShowsEachSourceAndWhyItIsNotUp(t *testing.T) {
+	t.Parallel()
+	_, standby := cluster(t)
+	c, err := shared()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []struct {
+		source, role, using, reason string // reason: of the first that is not up; empty: all are, but poll
+	}{
+		{"physical", streamRole, "physical", ""},
+		{"physical", plainRole, "poll", "(SQLSTATE 42501)"},
+		{"logical", streamRole, "poll", unpublished(c.Version)},
+		{"poll", streamRole, "poll", ""},
+	} {
+		o := walwake(t, nil, "status", "--json", "--replica", role(standby, want.role), "--source", want.source).is(exitOK).atOnce()
+		a := decode[statusAnswer](o)
+		last := len(a.Ladder) - 1
+		if a.Source != want.using || last < 0 || a.Ladder[last].Source != "poll" || a.Ladder[0].Source != want.source ||
+			!strings.Contains(a.Ladder[0].Reason, want.reason) || want.reason != "" && a.Ladder[0].Up || strings.Contains(o.String(), secret) {
+			t.Errorf("%+v: got %s", want, o)
+		}
+	}
+	o := walwake(t, nil, "status", "--replica", role(standby, streamRole), "--source", "logical").is(exitOK)
+	if !strings.Contains(o.stdout, "logical: not up: ") || !strings.Contains(o.stdout, "poll: in use") {
+		t.Errorf("got %s", o)
 	}
 }
 

@@ -50,7 +50,7 @@ func (a *app) waitCommand() *cobra.Command {
 
 A bare LSN such as 0/174FFB0 will do, but says neither on which timeline nor in which cluster it lies: a
 write that a failover has lost, or one of another cluster, is then not told from one that is there. With
---primary, the cluster is checked for it too.
+--primary, the cluster is checked for it too. Source logical also uses it, to start at once.
 
 With --primary, a position that is ahead of all that the primary has written is refused at once, with
 status 1: nothing is sure to bring it. Without, it ends with a timeout that says how far ahead it is. A
@@ -62,12 +62,14 @@ once, and a note says that it is no replica. A role with LOGIN will do for a bar
 pg_read_all_stats or REPLICATION, without which the timeline is not visible.
 
 With --json: result (replayed, timeout, diverged, wrong_system, error), target, replayed, timeline,
-source, primary, waited_us (microseconds, connecting included) and error.
+source (in use at the end; a wait that is over at once was polled), primary, waited_us (microseconds,
+connecting included) and error.
 
 ` + exitStatuses,
 		Example: `  walwake wait --replica 'postgres://app@db2/app' v1.1kkqojsdcyw9u.1.0-174FFB0
   walwake wait --replica 'host=db2 user=app' --timeout 500ms --json "$(walwake token)"
-  walwake wait --primary 'host=db1 user=app' --replica 'host=db2 user=app' 0/174FFB0`,
+  walwake wait --primary 'host=db1 user=app' --replica 'host=db2 user=app' 0/174FFB0
+  walwake wait --replica 'host=db2 user=app' --source poll "$token"`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("%d arguments given, want one TOKEN or LSN: see %s --help", len(args), c.CommandPath())
@@ -115,7 +117,7 @@ func (w *waitCommand) run(ctx context.Context, arg string, answer *waitAnswer) e
 			return err
 		}
 	}
-	return w.await(ctx, server, target, answer)
+	return w.await(ctx, server, primary, target, answer)
 }
 
 // parseTarget reads a token or a bare LSN.
@@ -187,11 +189,11 @@ func (w *waitCommand) check(ctx context.Context, primary *server, target tracker
 	return target, nil
 }
 
-func (w *waitCommand) await(ctx context.Context, s *server, target tracker.Token, answer *waitAnswer) error {
+func (w *waitCommand) await(ctx context.Context, s, primary *server, target tracker.Token, answer *waitAnswer) error {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	told := false // by the tracker's goroutine alone
-	r, err := w.follow(following{server: s, source: w.source.value, timeout: w.left(), failed: func(err error, first bool) {
+	r, err := w.follow(following{server: s, primary: primary, source: w.source.value, timeout: w.left(), failed: func(err error, first bool) {
 		if first {
 			giveUp(explain(s, err))
 		} else if !told {

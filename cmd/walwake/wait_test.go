@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,9 +32,16 @@ func TestATokenIsWaitedFor(t *testing.T) {
 		for _, e := range []env{on(nil, standby), on(primary, standby)} {
 			a := decode[waitAnswer](walwake(t, e, args...).is(exitOK))
 			if a.Result != "replayed" || *a.Target != parsed.LSN || *a.Replayed < parsed.LSN || *a.Timeline != 1 ||
-				a.Source != "poll" || a.Primary || a.WaitedUS <= 0 || a.Error != "" {
+				!slices.Contains(sourceFlag().of, a.Source) || a.Primary || a.WaitedUS <= 0 || a.Error != "" {
 				t.Errorf("%q: got %+v", args, a)
 			}
+		}
+	}
+	// Nothing comes: the source is the one that then listens.
+	for _, source := range []string{"physical", "poll"} {
+		o := walwake(t, on(nil, standby), "wait", "--json", "--source", source, "--timeout", "500ms", "FFFFFFFF/1").is(exitTimeout)
+		if a := decode[waitAnswer](o); a.Source != source {
+			t.Errorf("source %s: got %s", source, o)
 		}
 	}
 	o := walwake(t, on(nil, standby), "wait", token).is(exitOK)
