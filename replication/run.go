@@ -79,7 +79,6 @@ func (r *run) observe(ctx context.Context, walsender bool) error {
 	defer r.close()
 	s.listen(func(a answer) { r.take(s, a) })
 	r.first()
-	r.openWaitFor(ctx)
 	r.streams.open()
 	r.feed.OnDemand(r.demanded)
 	r.demanded() // for who came before
@@ -97,14 +96,12 @@ func (r *run) close() {
 	r.timer.Stop()
 	r.mu.Lock()
 	r.over = true
-	busy, waits := r.s.busy, r.waits
-	secondBusy := waits != nil && waits.second.busy
 	r.mu.Unlock()
 	r.epoch.End()
 	r.streams.close()
-	if waits != nil {
-		waits.second.close(secondBusy)
-	}
+	r.mu.Lock()
+	busy := r.s.busy
+	r.mu.Unlock()
 	r.s.close(busy)
 }
 
@@ -177,7 +174,7 @@ func (r *run) actLocked() (time.Duration, error) {
 		r.again = true
 	}
 	switch {
-	case r.waits.usableLocked(r, now):
+	case r.waits.usableLocked(r):
 		return r.waits.actLocked(r, d, pause, now)
 	case r.s.busy || !r.again:
 		return pause, nil
@@ -205,6 +202,7 @@ func (r *run) questionLocked(now time.Time) question {
 func (r *run) take(s *session, a answer) {
 	r.mu.Lock()
 	s.done()
+	r.waits.tookLocked(a)
 	over := r.over
 	r.mu.Unlock()
 	if over {
@@ -225,6 +223,12 @@ func (r *run) take(s *session, a answer) {
 func (r *run) report(a answer) error {
 	r.order.Lock()
 	defer r.order.Unlock()
+	if a.canceled {
+		r.mu.Lock()
+		r.again = true
+		r.mu.Unlock()
+		return nil
+	}
 	rd := a.reading
 	if rd.fast && rd.timeline == 0 {
 		r.mu.Lock()
@@ -246,9 +250,6 @@ func (r *run) report(a answer) error {
 		rd.reason = err.Error()
 	}
 	r.mu.Lock()
-	if a.waited != "" || a.waitErr != nil {
-		r.waits.tookLocked(r, a)
-	}
 	// Timelines only grow. An answer that says less was overtaken.
 	late := rd.timeline != 0 && rd.timeline < r.last.timeline
 	said := r.last.note()

@@ -48,10 +48,14 @@ type session struct {
 // session.
 type answer struct {
 	reading
-	waited  string // what WAIT FOR LSN returned: success, timeout, not in recovery; empty without one
-	waitErr error  // what it failed with
-	err     error
+	waited   string // what WAIT FOR LSN returned: success, timeout, not in recovery; empty without one
+	waitErr  error  // what it failed with
+	canceled bool   // somebody cancelled the request: there is no reading
+	err      error
 }
+
+// queryCanceled is the SQLSTATE of what interrupt, or an administrator, ends.
+const queryCanceled = "57014"
 
 // maxAnswer bounds a message from the server; a position is a hundred bytes.
 const maxAnswer = 1 << 20
@@ -149,15 +153,20 @@ func (s *session) listen(take func(answer)) {
 func (s *session) close(busy bool) {
 	s.deadline.Stop()
 	if busy {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		_ = s.conn.PgConn().CancelRequest(ctx) // the server may be gone
-		cancel()
+		s.interrupt()
 	}
 	_ = s.link.Conn.SetWriteDeadline(time.Now().Add(closeTimeout))
 	s.link.Frontend.Send(&pgproto3.Terminate{})
 	_ = s.link.Frontend.Flush() // a courtesy
 	_ = s.link.Conn.Close()
 	s.read.Wait()
+}
+
+// interrupt has the server cancel what it is at, if it is still there.
+func (s *session) interrupt() {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = s.conn.PgConn().CancelRequest(ctx)
 }
 
 // ask asks for the position.
@@ -257,13 +266,16 @@ func (s *session) receive() answer {
 			if parts == 1 && s.waiting.Load() {
 				a.waitErr, failed = failed, nil
 			}
+			if e, is := errors.AsType[*pgconn.PgError](failed); is && e.Code == queryCanceled {
+				a.canceled, failed = true, nil
+			}
 			if failed != nil {
 				return answer{err: fmt.Errorf("replication: ask for the replayed position: %w", failed)}
 			}
 			if parts < s.parts.Load() {
 				continue
 			}
-			if !called {
+			if !called && !a.canceled {
 				a.reading, a.err = s.parse(row, identified)
 			}
 			return a

@@ -25,6 +25,7 @@ type streams struct {
 
 // listener is what a stream knows of the run, and tells it.
 type listener struct {
+	run    *run
 	cfg    Config
 	system uint64
 	demand func() tracker.Demand
@@ -43,9 +44,12 @@ func newStreams(ctx context.Context, r *run) *streams {
 	return st
 }
 
+// firstVersion is the first PostgreSQL that each kind can observe.
+var firstVersion = map[Kind]int{Physical: 14, Logical: 16, WaitFor: 19}
+
 func (st *streams) open() {
 	r := st.r
-	for kind, from := range map[Kind]int{Logical: 16, Physical: 14} {
+	for kind, from := range firstVersion {
 		switch {
 		case !r.board.has(kind):
 		case !r.s.standby:
@@ -83,6 +87,7 @@ func (st *streams) start(kind Kind) {
 	st.mu.Unlock()
 	r := st.r
 	l := &listener{
+		run:    r,
 		cfg:    r.cfg,
 		system: r.s.system,
 		demand: r.feed.Demand,
@@ -134,6 +139,12 @@ func needed(ctx context.Context, board *board, kind Kind, l *listener) bool {
 	}
 }
 
+// listeners listen until ctx ends or there is nothing to listen to any more, and
+// say why.
+var listeners = map[Kind]func(context.Context, *listener) error{
+	Physical: listenPhysical, Logical: listenLogical, WaitFor: listenWaitFor,
+}
+
 // errBetter ends a stream when a better kind has come up.
 var errBetter = errors.New("a better one is up")
 
@@ -158,11 +169,7 @@ func listenUntilBetter(ctx context.Context, board *board, kind Kind, l *listener
 			}
 		}
 	})
-	listen := listenPhysical
-	if kind == Logical {
-		listen = listenLogical
-	}
-	err := listen(ctx, l)
+	err := listeners[kind](ctx, l)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}

@@ -2,14 +2,12 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
 )
-
-// waitForFrom is the first PostgreSQL that has WAIT FOR LSN.
-const waitForFrom = 19
 
 // waitFor asks with WAIT FOR LSN: the server answers when the position is
 // replayed. The main session waits for the lowest position in demand. A lower
@@ -18,38 +16,62 @@ const waitForFrom = 19
 type waitFor struct {
 	target tracker.LSN // what the main session waits for; meaningful while it is busy
 	second *session    // of the same life of the same server as the main one
-	pauses pauses      // after a WAIT FOR LSN that failed
-	off    time.Time   // until when it is not used
+	failed chan error  // room for one: why it cannot be used
 }
 
-// openWaitFor opens the second session, where WAIT FOR LSN is to be used.
-func (r *run) openWaitFor(ctx context.Context) {
-	if !r.board.has(WaitFor) {
-		return
+// listenWaitFor opens the second session and has the main one wait, until ctx
+// ends or nobody has waited for a while.
+func listenWaitFor(ctx context.Context, l *listener) error {
+	r := l.run
+	if r.s.walsender {
+		return errors.New("a replication connection, which is needed to see the timeline, cannot WAIT FOR LSN: GRANT pg_read_all_stats")
 	}
-	switch {
-	case !r.s.standby:
-		r.board.set(WaitFor, false, "the server is a primary")
-	case r.s.major < waitForFrom:
-		r.board.set(WaitFor, false, fmt.Sprintf("needs PostgreSQL %d, the server is %d", waitForFrom, r.s.major))
-	case r.s.walsender:
-		r.board.set(WaitFor, false, "a replication connection, which is needed to see the timeline, cannot WAIT FOR LSN: GRANT pg_read_all_stats")
-	default:
-		second, err := openSession(ctx, r.cfg.Replica, false, r.s)
-		if err != nil {
-			r.board.set(WaitFor, false, err.Error())
-			return
+	second, err := openSession(ctx, l.cfg.Replica, false, r.s)
+	if err != nil {
+		return err
+	}
+	w := &waitFor{second: second, failed: make(chan error, 1)}
+	second.listen(func(a answer) { r.take(second, a) })
+	r.mu.Lock()
+	r.waits = w
+	r.mu.Unlock()
+	defer w.leave(r)
+	l.up()
+	r.event(true)
+	linger := time.NewTimer(l.cfg.Linger)
+	defer linger.Stop()
+	for {
+		select {
+		case err := <-w.failed:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.kicked:
+			linger.Reset(l.cfg.Linger)
+		case <-linger.C:
+			if l.demand().Waiting == 0 {
+				return errNobodyWaits
+			}
+			linger.Reset(l.cfg.Linger)
 		}
-		second.listen(func(a answer) { r.take(second, a) })
-		r.mu.Lock()
-		r.waits = &waitFor{second: second}
-		r.mu.Unlock()
-		r.board.set(WaitFor, true, "")
 	}
 }
 
-func (w *waitFor) usableLocked(r *run, now time.Time) bool {
-	return w != nil && r.last.known && r.last.timeline != 0 && !now.Before(w.off)
+// leave gives the main session back: a wait that it is in is cancelled, since
+// nothing else can be asked meanwhile.
+func (w *waitFor) leave(r *run) {
+	r.mu.Lock()
+	r.waits = nil
+	waiting, secondBusy := r.s.busy && r.s.waiting.Load(), w.second.busy
+	r.mu.Unlock()
+	if waiting {
+		r.s.interrupt()
+	}
+	w.second.close(secondBusy)
+}
+
+func (w *waitFor) usableLocked(r *run) bool {
+	return w != nil && r.last.known && r.last.timeline != 0
 }
 
 // actLocked asks what is to be asked now, and returns when to act again at the
@@ -84,13 +106,13 @@ func (w *waitFor) actLocked(r *run, d tracker.Demand, pause time.Duration, now t
 }
 
 // tookLocked notes how WAIT FOR LSN itself went. Where it fails, by a recovery
-// conflict or an administrator, the position is polled for a while.
-func (w *waitFor) tookLocked(r *run, a answer) {
-	if a.waitErr == nil {
-		w.pauses.reset()
-		r.board.set(WaitFor, true, "")
+// conflict or an administrator, another kind is used for a while.
+func (w *waitFor) tookLocked(a answer) {
+	if w == nil || a.waitErr == nil {
 		return
 	}
-	w.off = time.Now().Add(w.pauses.next())
-	r.board.set(WaitFor, false, "WAIT FOR LSN: "+a.waitErr.Error())
+	select {
+	case w.failed <- fmt.Errorf("WAIT FOR LSN: %w", a.waitErr):
+	default: // it has failed already
+	}
 }
