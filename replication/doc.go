@@ -1,18 +1,36 @@
 // Package replication observes PostgreSQL servers for package tracker: how far
 // a standby has replayed, on which timeline, and what a commit's position is.
 //
-// # Sources
+// # Model
 //
-// A source connects to one server and reports to a tracker.Tracker. Poll works
-// on every server from PostgreSQL 14 on: it asks when somebody waits, and not
-// otherwise.
+// A Ladder is the tracker.Source for one server. It holds one session, which is
+// the epoch, and every position that it reports is the server's own answer over
+// that session, with a timeline that the server was asked for after it. The
+// kinds differ only in when the server is asked:
 //
-// # Positions
+//   - Physical listens to the WAL that the standby passes on, as a standby of
+//     its own would, and asks when some has come: replay follows.
+//   - Logical listens to the keepalives of a temporary logical slot, and asks
+//     when replay has come further.
+//   - WaitFor has the server answer when replay has come far enough.
+//   - Poll asks at once when somebody begins to wait, and then ever less often.
 //
-// A position is what the server says it has replayed, never what it has
-// received. It comes with the system identifier and with a timeline that was
-// read after it, and it dies with the connection that it came over: a standby
-// that crashes comes back lower (see tracker.Epoch).
+// The best kind that works is used. A stream is opened when somebody waits and
+// closed when nobody has for a while; until it is up, and when it drops, there is
+// polling, over the same session and without a gap. tracker.State says which
+// kind is in use and why each better one is not.
+//
+// # Guarantees
+//
+// A stream may drop, stall, repeat itself, lose a wake-up or lead to another
+// server: that costs time, never correctness. While somebody waits the server is
+// asked again at the latest after an eighth of the time waited so far, within
+// Config.MinInterval and MaxInterval. While nobody waits it is asked once in
+// Config.IdleInterval.
+//
+// A position is what the server has replayed, not what it has received. It
+// dies with the session: a standby that crashes comes back lower (see
+// tracker.Epoch).
 //
 // # Timelines
 //
@@ -36,16 +54,24 @@
 //
 // # Failures
 //
-// Every connect and every query has a deadline. A source returns the first
-// error it meets, and the Tracker runs it again. No error holds a password.
+// Every connect, query and send has a deadline. A Ladder returns the first
+// error of its session, and the Tracker runs it again; a stream's errors stay
+// within it, as reasons. No error holds a password.
+//
+// A standby that is promoted while a stream is open has, until it closes, a
+// walsender of ours among its standbys: where synchronous_standby_names is '*',
+// name the real ones.
 //
 // # Concurrency
 //
-// A source is run by one Tracker at a time, and one goroutine owns each of its
-// connections. Capture may be called by any number of goroutines, each with a
-// connection of its own, or all with one pool.
+// A Ladder is run by one Tracker at a time. Its session is asked by whoever has
+// a reason to, under one mutex, and read by one goroutine; each stream is owned
+// by two, one that reads and one that writes. Capture may be called by any
+// number of goroutines, each with a connection of its own, or all with one pool.
 //
 // # Testing
 //
-// Package replicationtest starts a primary with standbys in seconds.
+// The kinds run against scripted servers in testing/synctest bubbles, and
+// against real ones that are crashed, promoted, paused and cut off. Package
+// replicationtest starts a primary with standbys in seconds.
 package replication
