@@ -45,21 +45,22 @@ func BenchmarkWaitReplayed(b *testing.B) {
 	}
 }
 
-// BenchmarkReplayedParallel is to be run with -cpu 1,2,…: the time for each
-// must not grow, while a source moves the position on.
+// BenchmarkReplayedParallel is to be run with -cpu 1,2,…: the time divided by
+// the cores must fall with them, while a source moves the position on.
 func BenchmarkReplayedParallel(b *testing.B) {
 	tr, e := loaded(b, 1000)
 	tk, ctx := tok(900), b.Context()
 	stop := make(chan struct{})
 	var moving sync.WaitGroup
 	moving.Go(func() {
+		every := time.NewTicker(100 * time.Microsecond)
+		defer every.Stop()
 		for lsn := LSN(1000); ; lsn++ {
 			select {
 			case <-stop:
 				return
-			default:
+			case <-every.C:
 				e.Observe(at(lsn))
-				runtime.Gosched()
 			}
 		}
 	})
