@@ -170,16 +170,8 @@ func (s *scripted) note(query string) {
 func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool) error {
 	s.note(query)
 	rows, err := s.answer(n, query)
-	if failed, is := errors.AsType[*pgconn.PgError](err); is {
-		b.Send(&pgproto3.ErrorResponse{Severity: failed.Severity, Code: failed.Code, Message: failed.Message})
-		if failed.Severity == "FATAL" {
-			return cmp.Or(b.Flush(), err)
-		}
-		return nil
-	}
 	if err != nil {
-		b.Send(&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", Message: err.Error()})
-		return nil
+		return sendError(b, err)
 	}
 	for i, row := range rows {
 		if i == 0 && describe {
@@ -194,6 +186,20 @@ func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool)
 		b.Send(&pgproto3.DataRow{Values: values})
 	}
 	b.Send(&pgproto3.CommandComplete{CommandTag: []byte("SELECT")})
+	return nil
+}
+
+// sendError sends err as the server's; its own error says that the connection is
+// to end.
+func sendError(b *pgproto3.Backend, err error) error {
+	failed, is := errors.AsType[*pgconn.PgError](err)
+	if !is {
+		failed = &pgconn.PgError{Severity: "ERROR", Code: "XX000", Message: err.Error()}
+	}
+	b.Send(&pgproto3.ErrorResponse{Severity: failed.Severity, Code: failed.Code, Message: failed.Message})
+	if failed.Severity == "FATAL" {
+		return cmp.Or(b.Flush(), err)
+	}
 	return nil
 }
 

@@ -91,7 +91,8 @@ func (s *walStream) run(ctx context.Context) error {
 
 func (s *walStream) read(ctx context.Context) error {
 	f, link := s.conn.PgConn().Frontend(), s.conn.PgConn().Conn()
-	var extended, waited time.Time
+	var extended time.Time
+	waited := time.Now()
 	for {
 		if now := time.Now(); now.Sub(extended) > time.Second {
 			extended = now
@@ -116,6 +117,8 @@ func (s *walStream) read(ctx context.Context) error {
 			return errors.New("the server has ended the stream: a promotion, or a timeline that has ended")
 		case *pgproto3.ErrorResponse:
 			return fmt.Errorf("the stream has ended: %w", pgconn.ErrorResponseToPgError(msg))
+		case *pgproto3.CommandComplete, *pgproto3.ReadyForQuery:
+			return errors.New("the stream has ended: the server waits for the next command")
 		}
 		if f.ReadBufferLen() > 0 {
 			continue // a burst is one hint
@@ -127,10 +130,6 @@ func (s *walStream) read(ctx context.Context) error {
 		switch now := time.Now(); {
 		case s.l.demand().Waiting > 0:
 			waited = now
-		case waited.IsZero():
-			waited = now
-		case now.Sub(waited) > s.l.cfg.Linger:
-			return errNobodyWaits
 		case now.Sub(waited) > freshFor:
 			select {
 			case <-time.After(restFor):
@@ -184,7 +183,8 @@ const (
 	confirmEvery = time.Second
 )
 
-// write confirms, pings and replies until ctx ends.
+// write confirms, pings and replies until ctx ends or nobody has waited for a
+// while.
 func (s *walStream) write(ctx context.Context) error {
 	confirm := time.NewTicker(confirmEvery)
 	defer confirm.Stop()
@@ -192,9 +192,12 @@ func (s *walStream) write(ctx context.Context) error {
 	defer ping.Stop()
 	pause := firstPing
 	var target tracker.LSN
-	alive := time.Now()
+	alive, waited := time.Now(), time.Now()
 	for {
 		d := s.l.demand()
+		if d.Waiting > 0 {
+			waited = time.Now()
+		}
 		behind := s.pings && d.Waiting > 0 && uint64(d.Lowest) > s.received.Load()
 		if behind && d.Lowest != target {
 			target, pause = d.Lowest, firstPing
@@ -208,6 +211,9 @@ func (s *walStream) write(ctx context.Context) error {
 			continue
 		case <-s.reply:
 		case <-confirm.C:
+			if time.Since(waited) > s.l.cfg.Linger { // a silent server does not let the reader look
+				return errNobodyWaits
+			}
 			if asking = time.Since(alive) > aliveEvery; asking {
 				alive = time.Now()
 			}
