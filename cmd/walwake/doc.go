@@ -1,10 +1,11 @@
 // Command walwake lets a shell script, or a program that is not written in Go, read its own writes from a PostgreSQL
-// replica: it makes tokens, waits until a replica has replayed them, and shows what it knows of a replica.
+// replica: it makes tokens, waits until a replica has replayed them, shows what it knows of a replica, and what is missing.
 //
 //	walwake demo     starts servers of its own and shows what waiting is for
 //	walwake token    prints a token for all that is committed on the primary
 //	walwake wait     waits until a replica has replayed a token
-//	walwake status   shows how far a replica is
+//	walwake status   shows how far a replica is, and by which source
+//	walwake doctor   shows what each source needs, what is there, and what mends it
 //
 // # Output
 //

@@ -75,7 +75,7 @@ func TestBadUsageIsAJSONObjectToo(t *testing.T) {
 	if a := decode[waitAnswer](o); a.Result != "error" || !strings.Contains(a.Error, "parse token") || a.Target != nil {
 		t.Errorf("got %+v", a)
 	}
-	for _, args := range [][]string{{"wait", "--json"}, {"token", "--json"}, {"status", "--json"}, {"demo", "--json", "--pg=1"}} {
+	for _, args := range [][]string{{"wait", "--json"}, {"token", "--json"}, {"status", "--json"}, {"doctor", "--json"}, {"doctor", "--json", "--replica=host=h", "--role="}, {"demo", "--json", "--pg=1"}} {
 		o := walwake(t, nil, args...).is(exitUsage)
 		if a := decode[struct{ Result, Error string }](o); a.Result != "error" || a.Error == "" {
 			t.Errorf("%q: got %s", args, o)
@@ -85,7 +85,7 @@ func TestBadUsageIsAJSONObjectToo(t *testing.T) {
 
 func TestHelpOfEachCommandHasExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"demo", "token", "wait", "status"} {
+	for _, name := range []string{"demo", "token", "wait", "status", "doctor"} {
 		help := walwake(t, nil, name, "--help").is(exitOK)
 		for _, text := range []string{"Examples:", "  walwake ", "--json", "Usage:"} {
 			if !strings.Contains(help.stdout, text) {
