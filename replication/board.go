@@ -12,6 +12,10 @@ import (
 type board struct {
 	feed *tracker.Feed
 
+	// telling is held from a change to where the tracker has it, so that changes
+	// arrive in their order. mu may be taken under it.
+	telling sync.Mutex
+
 	mu     sync.Mutex
 	rungs  []tracker.Rung // best first; the last is Poll
 	change chan struct{}  // closed and made anew when a kind comes up or goes down
@@ -25,15 +29,22 @@ func newBoard(kinds []Kind, feed *tracker.Feed) *board {
 	return b
 }
 
-func (b *board) has(k Kind) bool { return b.index(k) >= 0 }
+func (b *board) has(k Kind) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.indexLocked(k) >= 0
+}
 
-func (b *board) index(k Kind) int {
+func (b *board) indexLocked(k Kind) int {
 	return slices.IndexFunc(b.rungs, func(r tracker.Rung) bool { return r.Source == string(k) })
 }
 
 // reset says that no kind but Poll is up: a session begins.
 func (b *board) reset() {
-	for _, r := range b.rungs {
+	b.mu.Lock()
+	rungs := slices.Clone(b.rungs)
+	b.mu.Unlock()
+	for _, r := range rungs {
 		if k := Kind(r.Source); k != Poll {
 			b.set(k, false, "starts when somebody waits")
 		}
@@ -42,8 +53,10 @@ func (b *board) reset() {
 
 // set says whether a kind is up, and why it is not.
 func (b *board) set(k Kind, up bool, reason string) {
+	b.telling.Lock()
+	defer b.telling.Unlock()
 	b.mu.Lock()
-	r := &b.rungs[b.index(k)]
+	r := &b.rungs[b.indexLocked(k)]
 	if r.Up == up && r.Reason == reason {
 		b.mu.Unlock()
 		return

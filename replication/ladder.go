@@ -159,6 +159,7 @@ func (l *Ladder) Observe(ctx context.Context, feed *tracker.Feed) error {
 		default:
 			return err
 		}
+		run = run.next()
 	}
 }
 

@@ -24,8 +24,8 @@ const followFor = 300 * time.Microsecond
 // tells why replay does not move.
 const fullEvery = 100 * time.Millisecond
 
-// run is one call of Observe: the session that is the epoch, and what decides
-// when to ask it. It has no goroutine of its own that things must pass through:
+// run is the life of one session, which is the epoch, and what decides when to
+// ask it. It has no goroutine of its own that things must pass through:
 // a waiter, a stream's hint, an answer or the timer each act where they happen,
 // under mu, which is what makes a wait two steps long and not five.
 type run struct {
@@ -60,7 +60,13 @@ type run struct {
 	timer   *time.Timer
 }
 
-// observe asks over one connection, for as long as it lasts.
+// next returns the run after r, which keeps what was learned at some cost. Calls
+// that were under way when r ended may still come to r.
+func (r *run) next() *run {
+	return &run{cfg: r.cfg, feed: r.feed, board: r.board, histories: r.histories, refused: r.refused, refusedAt: r.refusedAt}
+}
+
+// observe asks over one connection, for as long as it lasts. It is called once.
 func (r *run) observe(ctx context.Context, walsender bool) error {
 	s, err := openSession(ctx, r.cfg.Replica, walsender, nil)
 	if err != nil {
@@ -71,11 +77,13 @@ func (r *run) observe(ctx context.Context, walsender bool) error {
 	}
 	r.s, r.epoch = s, r.feed.Begin()
 	r.failed = make(chan error, 1)
-	r.last, r.over, r.waits, r.heard = reading{}, false, nil, 0
 	r.pace = pace{min: r.cfg.MinInterval, max: r.cfg.MaxInterval, idle: r.cfg.IdleInterval}
+	r.feed.Note("") // of a run before this one
 	r.board.reset()
 	r.streams = newStreams(ctx, r)
+	r.mu.Lock()
 	r.timer = time.AfterFunc(r.cfg.IdleInterval, r.tick)
+	r.mu.Unlock()
 	defer r.close()
 	s.listen(func(a answer) { r.take(s, a) })
 	r.first()
@@ -173,6 +181,9 @@ func (r *run) actLocked() (time.Duration, error) {
 	if r.last.lsn < next && next <= r.heard && now.Sub(r.heardAt) < followFor {
 		r.again = true
 	}
+	if stream, _ := r.board.better(Poll); !stream && !r.s.busy && r.pace.eager(now) {
+		r.again = true
+	}
 	switch {
 	case r.waits.usableLocked(r):
 		return r.waits.actLocked(r, d, pause, now)
@@ -254,7 +265,7 @@ func (r *run) report(a answer) error {
 	late := rd.timeline != 0 && rd.timeline < r.last.timeline
 	said := r.last.note()
 	if !rd.full {
-		rd.paused = r.last.paused
+		rd.paused = r.last.paused && rd.lsn == r.last.lsn // what moves is not paused
 	}
 	if !late {
 		r.last = rd

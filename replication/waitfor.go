@@ -16,8 +16,14 @@ import (
 type waitFor struct {
 	target tracker.LSN // what the main session waits for; meaningful while it is busy
 	second *session    // of the same life of the same server as the main one
+	slept  bool        // the last WAIT FOR LSN timed out
 	failed chan error  // room for one: why it cannot be used
 }
+
+// waitSlice is how long one WAIT FOR LSN lasts at the most. After it the server
+// is asked why replay does not move; one that is gone without a word is missed
+// QueryTimeout later.
+const waitSlice = 250 * time.Millisecond
 
 // listenWaitFor opens the second session and has the main one wait, until ctx
 // ends or nobody has waited for a while.
@@ -80,11 +86,15 @@ func (w *waitFor) actLocked(r *run, d tracker.Demand, pause time.Duration, now t
 	pos := r.last.lsn
 	if r.s.busy {
 		if pos < d.Lowest && d.Lowest < w.target && !w.second.busy {
-			return pause, w.second.askAfter(pos+1, r.cfg.IdleInterval)
+			return pause, w.second.askAfter(pos+1, waitSlice)
 		}
 		return pause, nil
 	}
 	switch {
+	case d.Lowest > pos && w.slept:
+		w.slept = false
+		r.again, r.asked, r.fullAt = false, now, now
+		return pause, r.s.ask(full)
 	case d.Lowest > pos:
 		w.target = d.Lowest
 	case d.Waiting == 0 && now.Sub(r.wanted) < freshFor:
@@ -102,13 +112,17 @@ func (w *waitFor) actLocked(r *run, d tracker.Demand, pause time.Duration, now t
 		return pause, nil
 	}
 	r.again, r.asked = false, now
-	return pause, r.s.askAfter(w.target, r.cfg.IdleInterval)
+	return pause, r.s.askAfter(w.target, waitSlice)
 }
 
 // tookLocked notes how WAIT FOR LSN itself went. Where it fails, by a recovery
 // conflict or an administrator, another kind is used for a while.
 func (w *waitFor) tookLocked(a answer) {
-	if w == nil || a.waitErr == nil {
+	if w == nil {
+		return
+	}
+	w.slept = a.waited == "timeout"
+	if a.waitErr == nil {
 		return
 	}
 	select {
