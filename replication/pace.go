@@ -13,17 +13,35 @@ type pace struct {
 	target         tracker.LSN
 	since          time.Time // when target became the lowest that is waited for
 	waiting        bool
+	asked          int // how often it was eager for target
 }
 
+// Where no stream tells, the server is asked again at once at first: a replica
+// that keeps up replays within that time.
+const (
+	eagerFor  = 500 * time.Microsecond
+	eagerMost = 10
+)
+
+// next returns how long to wait before looking again.
 func (p *pace) next(d tracker.Demand, now time.Time) time.Duration {
 	if d.Waiting == 0 {
 		p.waiting = false
 		return p.idle
 	}
 	if !p.waiting || d.Lowest != p.target {
-		p.waiting, p.target, p.since = true, d.Lowest, now
+		p.waiting, p.target, p.since, p.asked = true, d.Lowest, now, 0
 	}
 	return min(max(now.Sub(p.since)/8, p.min), p.max)
+}
+
+// eager reports whether to look again at once all the same.
+func (p *pace) eager(now time.Time) bool {
+	if !p.waiting || p.target == 0 || p.asked == eagerMost || now.Sub(p.since) > eagerFor {
+		return false
+	}
+	p.asked++
+	return true
 }
 
 // pauses grow from one failure to the next, with jitter.
