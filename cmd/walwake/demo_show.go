@@ -20,6 +20,9 @@ const (
 	demoRawWait   = time.Second            // for the position that nobody writes up to
 	demoWait      = 10 * time.Second       // of any other wait, for which it is far too long
 	demoPageTries = 3                      // in case the server itself writes meanwhile
+	demoSettle    = 3 * time.Second        // for the best source to come up
+	demoBack      = 8 * time.Second        // for the stream to come back
+	demoSome      = 50                     // reads before the stream is killed, and after it is back
 )
 
 // show is a demo whose servers run.
@@ -30,16 +33,19 @@ type show struct {
 	reader  *pgx.Conn // to the standby
 	replica *replica
 	last    int // the latest row
+
+	changes chan sourceChange
 }
 
 // show writes, reads, and returns what it saw.
 func (d *demoCommand) show(ctx context.Context, cluster *replicationtest.Cluster) (answer *demoAnswer, err error) {
-	s := &show{demoCommand: d, standby: cluster.Standbys[0]}
+	s := &show{demoCommand: d, standby: cluster.Standbys[0], changes: make(chan sourceChange, 100)}
 	defer s.close()
 	if err := s.open(ctx, cluster); err != nil {
 		return nil, err
 	}
-	answer = &demoAnswer{Postgres: cluster.Release, Source: s.replica.State().Source}
+	answer = &demoAnswer{Postgres: cluster.Release, Source: s.replica.settle(ctx, demoSettle).Source}
+	d.tell("source in use: " + answer.Source)
 	for _, hold := range []time.Duration{0, demoHold} {
 		if err := s.hold(ctx, hold); err != nil {
 			return nil, err
@@ -61,6 +67,10 @@ func (d *demoCommand) show(ctx context.Context, cluster *replicationtest.Cluster
 	if answer.PageEnd, err = s.pageEnd(ctx); err != nil {
 		return nil, err
 	}
+	if answer.Killed, err = s.kill(ctx); err != nil {
+		return nil, err
+	}
+	answer.StaleWith += answer.Killed.Stale
 	for _, step := range answer.Steps {
 		if step.Waiting {
 			answer.StaleWith += step.Stale
@@ -88,7 +98,7 @@ func (s *show) open(ctx context.Context, cluster *replicationtest.Cluster) (err 
 	// As for a user, with the source that "auto" stands for.
 	standby := &server{role: "replica", from: "the demo", address: address(config), config: config}
 	failed := make(chan error, 1)
-	s.replica, err = s.follow(following{server: standby, source: "auto", timeout: demoWait, failed: func(err error, _ bool) {
+	s.replica, err = s.follow(following{server: standby, source: "auto", timeout: demoWait, changed: s.changed, failed: func(err error, _ bool) {
 		select {
 		case failed <- explain(standby, err):
 		default:

@@ -40,6 +40,7 @@ func (s *show) step(ctx context.Context, hold time.Duration, waiting bool) (demo
 		}
 	}
 	if waiting {
+		step.Source = s.replica.State().Source
 		step.P50US, step.P99US = new(percentile(took, 50).Microseconds()), new(percentile(took, 99).Microseconds())
 	}
 	s.tell(fmt.Sprintf("replay %s, %s: %d writes, each read at once on the standby: %d stale (%s)",
@@ -76,6 +77,7 @@ func (s *show) pause(ctx context.Context) (p demoPaused, err error) {
 	case !ok:
 		return p, err
 	}
+	p.Source = s.replica.State().Source
 	p.Error = s.replica.explainTimeout(late, late.Waited).Error()
 	s.tell("replay paused, with waiting: " + p.Error)
 
@@ -127,6 +129,7 @@ func (s *show) pageEnd(ctx context.Context) (p demoPage, err error) {
 			break
 		}
 	}
+	p.Source = s.replica.State().Source
 	brief, cancel := context.WithTimeout(ctx, demoRawWait)
 	defer cancel()
 	err = s.replica.Wait(brief, tracker.Token{System: p.Token.System, Timeline: p.Token.Timeline, LSN: p.Raw})

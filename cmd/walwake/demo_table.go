@@ -24,23 +24,29 @@ func (s demoStep) how() string {
 // table is what a person reads at the end.
 func (a *demoAnswer) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "PostgreSQL %s, source %s. A row is written on the primary, then read on the standby.\n\n", a.Postgres, a.Source)
-	rows := [][]string{{"REPLAY", "READ", "READS", "STALE", "WAIT p50", "WAIT p99"}}
+	fmt.Fprintf(&b, "PostgreSQL %s. A row is written on the primary, then read on the standby.\n\n", a.Postgres)
+	rows := [][]string{{"REPLAY", "READ", "SOURCE", "READS", "STALE", "WAIT p50", "WAIT p99"}}
 	for _, s := range a.Steps {
-		p50, p99 := "-", "-"
+		p50, p99, source := "-", "-", "-"
 		if s.Waiting {
-			p50, p99 = micros(*s.P50US), micros(*s.P99US)
+			p50, p99, source = micros(*s.P50US), micros(*s.P99US), s.Source
 		}
-		rows = append(rows, []string{s.replay(), s.how(), strconv.Itoa(s.Reads), strconv.Itoa(s.Stale), p50, p99})
+		rows = append(rows, []string{s.replay(), s.how(), source, strconv.Itoa(s.Reads), strconv.Itoa(s.Stale), p50, p99})
+	}
+	for i, p := range a.Killed.Phases {
+		rows = append(rows, []string{
+			a.Killed.phase(i), "with waiting", p.Source, strconv.Itoa(p.Reads), strconv.Itoa(p.Stale), micros(p.P50US), micros(p.P99US),
+		})
 	}
 	b.WriteString(columns(rows))
 	fmt.Fprint(&b, "\nWAIT: from COMMIT acknowledged to Wait returned, asking the primary for the token included.\n\n")
 
-	fmt.Fprintf(&b, "Replay paused: %s.\n", a.Paused.Error)
+	b.WriteString(a.Killed.text())
+	fmt.Fprintf(&b, "Replay paused (source %s): %s.\n", a.Paused.Source, a.Paused.Error)
 	fmt.Fprintf(&b, "Resumed: the reader that had waited went on after %s, and its read was %s.\n\n", micros(a.Paused.ResumedUS), fresh(a.Paused.Stale))
 
 	p := a.PageEnd
-	fmt.Fprintf(&b, "A WAL page ends and nobody writes: the wait for the token's %s was over after %s.\n", p.Token.LSN, micros(p.WaitedUS))
+	fmt.Fprintf(&b, "A WAL page ends and nobody writes (source %s): the wait for the token's %s was over after %s.\n", p.Source, p.Token.LSN, micros(p.WaitedUS))
 	switch {
 	case p.Raw == p.Token.LSN:
 		b.WriteString("(The server wrote meanwhile, so that pg_current_wal_insert_lsn() gave the same.)\n")

@@ -16,7 +16,7 @@ func TestTheDemoReadsStaleWithoutWaitingAndNotWithIt(t *testing.T) {
 	t.Parallel()
 	o := walwake(t, nil, "demo", "--json").is(exitOK)
 	a := decode[demoAnswer](o)
-	if len(a.Steps) != 4 || a.Postgres == "" || a.Source != "poll" || a.StaleWith != 0 || a.TookMS <= 0 || a.Kept != nil {
+	if len(a.Steps) != 4 || a.Postgres == "" || a.Source != "physical" || a.StaleWith != 0 || a.TookMS <= 0 || a.Kept != nil {
 		t.Fatalf("got %s", o)
 	}
 	without := 0
@@ -25,6 +25,8 @@ func TestTheDemoReadsStaleWithoutWaitingAndNotWithIt(t *testing.T) {
 			t.Errorf("step %d is %+v", i, step)
 		}
 		switch {
+		case step.Waiting != (step.Source != ""):
+			t.Errorf("no source in %+v", step)
 		case step.Waiting && step.Stale > 0:
 			t.Errorf("stale reads in %+v", step)
 		case step.Waiting && step.DelayMS > 0 && *step.P50US < step.DelayMS*500:
@@ -42,8 +44,25 @@ func TestTheDemoReadsStaleWithoutWaitingAndNotWithIt(t *testing.T) {
 	if p := a.PageEnd; p.Raw != p.Token.LSN && p.RawError != "" && !strings.Contains(p.RawError, " 40 bytes behind") || p.WaitedUS > 5_000_000 {
 		t.Errorf("page end: %+v", p)
 	}
+	k := a.Killed
+	if k.From != "physical" || k.Stale != 0 || k.Sessions < 1 || k.BackUS <= 0 || !strings.Contains(k.Reason, "57P01") ||
+		len(k.Changes) < 2 || k.Changes[0].From != "physical" || k.Changes[len(k.Changes)-1].To != "physical" {
+		t.Errorf("killed: %+v", k)
+	}
+	meanwhile := 0
+	for _, p := range k.Phases {
+		if p.Source != "physical" {
+			meanwhile += p.Reads
+		}
+		if p.Reads == 0 || p.Stale > 0 || p.P50US <= 0 || p.P99US < p.P50US {
+			t.Errorf("%+v", p)
+		}
+	}
+	if meanwhile == 0 {
+		t.Errorf("no read while the stream was gone: %+v", k)
+	}
 	table := a.table()
-	for _, text := range []string{"REPLAY", "held back by 50 ms, on purpose", "without waiting", "Replay paused", "Stale reads: "} {
+	for _, text := range []string{"REPLAY", "held back by 50 ms, on purpose", "without waiting", "Replay paused", "the stream is gone", "it was back after", "SOURCE", "Stale reads: "} {
 		if !strings.Contains(table, text) {
 			t.Errorf("no %q in %s", text, table)
 		}

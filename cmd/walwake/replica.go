@@ -42,8 +42,8 @@ type following struct {
 	source  string
 	timeout time.Duration // of a wait
 
-	// changed is called when another source is in use. It may be nil.
-	changed func(from, to string)
+	// changed is called when another source is in use, with the state then. It may be nil.
+	changed func(from, to string, state tracker.State)
 
 	// failed is called when the source fails. first says that the replica's position was never known, and
 	// trying again is of no use.
@@ -79,8 +79,12 @@ func (a *app) follow(f following) (*replica, error) {
 				r.known.Store(true)
 				a.log.Debug("position", "replica", f.server.address, "lsn", o.LSN, "timeline", o.Timeline)
 			},
-			SourceChanged: f.changed,
-			Failed:        func(_ string, err error) { f.failed(err, !r.known.Load() && !passing(err)) },
+			SourceChanged: func(from, to string) {
+				if f.changed != nil {
+					f.changed(from, to, r.State())
+				}
+			},
+			Failed: func(_ string, err error) { f.failed(err, !r.known.Load() && !passing(err)) },
 		},
 	})
 	if err != nil {
