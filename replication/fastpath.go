@@ -65,32 +65,44 @@ func (p *fastpath) send(f *pgproto3.Frontend) (parts int32) {
 	return parts + 1
 }
 
-// take reads one function's result into rd.
+// take reads one function's result into rd. What is NULL is left out.
 func (p *fastpath) take(result []byte, rd *reading) error {
+	first := !rd.fast
 	rd.standby, rd.fast = true, true
-	if p.position != 0 && !rd.known {
-		if len(result) != 8 {
-			return fmt.Errorf("replication: a position of %d bytes", len(result))
-		}
-		rd.lsn, rd.known = tracker.LSN(binary.BigEndian.Uint64(result)), true
-		return nil
+	if p.position != 0 && first {
+		return position(result, rd)
 	}
 	if p.lsnAt != 0 {
 		lsn, err := field(result, p.lsnAt)
+		if err == nil {
+			err = position(lsn, rd)
+		}
 		if err != nil {
 			return err
 		}
-		if len(lsn) == 8 {
-			rd.lsn, rd.known = tracker.LSN(binary.BigEndian.Uint64(lsn)), true
-		}
 	}
 	timeline, err := field(result, p.timeAt)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case timeline == nil:
+		return nil
+	case len(timeline) != 4:
+		return fmt.Errorf("replication: a timeline of %d bytes", len(timeline))
 	}
-	if len(timeline) == 4 {
-		rd.timeline = binary.BigEndian.Uint32(timeline)
+	rd.timeline = binary.BigEndian.Uint32(timeline)
+	return nil
+}
+
+// position reads a pg_lsn into rd.
+func position(lsn []byte, rd *reading) error {
+	switch {
+	case lsn == nil:
+		return nil
+	case len(lsn) != 8:
+		return fmt.Errorf("replication: a position of %d bytes", len(lsn))
 	}
+	rd.lsn, rd.known = tracker.LSN(binary.BigEndian.Uint64(lsn)), true
 	return nil
 }
 
@@ -110,7 +122,7 @@ func field(record []byte, n int) ([]byte, error) {
 		}
 		length := int32(binary.BigEndian.Uint32(rest[4:]))
 		rest = rest[8:]
-		if int(length) > len(rest) {
+		if length < -1 || int(length) > len(rest) {
 			return nil, short
 		}
 		if n == 1 && length < 0 {

@@ -214,7 +214,8 @@ func (r *run) take(s *session, a answer) {
 	r.mu.Lock()
 	s.done()
 	r.waits.tookLocked(a)
-	over := r.over
+	// A second session that WaitFor has left ends, and the run goes on.
+	over := r.over || s != r.s && (r.waits == nil || r.waits.second != s)
 	r.mu.Unlock()
 	if over {
 		return
@@ -241,7 +242,7 @@ func (r *run) report(a answer) error {
 		return nil
 	}
 	rd := a.reading
-	if rd.fast && rd.timeline == 0 {
+	if rd.fast && (rd.timeline == 0 || !rd.known) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.last.timeline, r.again = 0, true

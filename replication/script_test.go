@@ -29,6 +29,8 @@ type scripted struct {
 	stream func(st *scriptedStream)
 	// cancel, where it is set, is called with the process that is to be cancelled.
 	cancel func(conn int)
+	// noWalsender refuses replication connections.
+	noWalsender bool
 
 	mu      sync.Mutex
 	conns   []net.Conn // the server's ends; guarded by mu
@@ -91,6 +93,10 @@ func (s *scripted) serve(n int, c net.Conn) {
 		if s.cancel != nil {
 			s.cancel(int(c.ProcessID))
 		}
+		return
+	}
+	if m, is := startup.(*pgproto3.StartupMessage); is && m.Parameters["replication"] != "" && s.noWalsender {
+		_ = sendError(b, &pgconn.PgError{Severity: "FATAL", Code: "42501", Message: "permission denied to start WAL sender"})
 		return
 	}
 	pid := uint32(n)

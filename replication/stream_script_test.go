@@ -411,7 +411,7 @@ func TestStreamThatEndsIsReplaced(t *testing.T) {
 				tr := laddered(t, s, Config{Use: []Kind{kind}})
 				w, later := tr.Request(tok(200)), tr.Request(tok(300))
 				st := <-steer.streams
-				time.Sleep(time.Second)
+				time.Sleep(confirmEvery / 2) // nothing is being sent just then
 				bad.do(st)
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
@@ -479,7 +479,7 @@ func TestStreamThatFallsSilentEnds(t *testing.T) {
 		steer := newSteered(&lsn)
 		steer.mute.Store(true)
 		s := streamScript(t, &lsn, steer.stream)
-		tr := laddered(t, s, Config{Use: []Kind{kind}})
+		tr := laddered(t, s, Config{Use: []Kind{kind}, MaxInterval: time.Second})
 		w := tr.Request(tok(200))
 		<-steer.streams
 		start := time.Now()
@@ -497,7 +497,7 @@ func TestStreamThatFallsSilentEnds(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 		lsn.Store(200)
-		time.Sleep(DefaultMaxInterval + time.Millisecond)
+		time.Sleep(time.Second + time.Millisecond)
 		if !woken(t, w) {
 			t.Error("not woken by polling")
 		}

@@ -37,10 +37,10 @@ func listenWaitFor(ctx context.Context, l *listener) error {
 		return err
 	}
 	w := &waitFor{second: second, failed: make(chan error, 1)}
-	second.listen(func(a answer) { r.take(second, a) })
 	r.mu.Lock()
 	r.waits = w
 	r.mu.Unlock()
+	second.listen(func(a answer) { r.take(second, a) })
 	defer w.leave(r)
 	l.up()
 	r.event(true)

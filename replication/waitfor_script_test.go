@@ -1,0 +1,417 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// waiting is a standby on PostgreSQL 19: WAIT FOR LSN returns when replay has
+// come to the position, its TIMEOUT has passed, or the wait is cancelled.
+type waiting struct {
+	*scripted
+	lsn atomic.Uint64
+
+	deaf    atomic.Bool // does not hear CancelRequest
+	cancels atomic.Int32
+
+	state   sync.Mutex
+	change  chan struct{}  // guarded by state; closed when something has happened
+	ends    map[int]error  // guarded by state; what a connection's wait ends with
+	targets map[int]string // guarded by state; what each connection waits for now
+	primary bool           // guarded by state
+}
+
+func newWaiting(t *testing.T) *waiting {
+	s := &waiting{change: make(chan struct{}), ends: map[int]error{}, targets: map[int]string{}}
+	s.lsn.Store(100)
+	s.scripted = streamScript(t, &s.lsn, nil)
+	s.version = "19.0"
+	answer := s.answer
+	s.answer = func(conn int, query string) ([][]*string, error) {
+		s.state.Lock()
+		primary := s.primary
+		s.state.Unlock()
+		switch {
+		case query == fastQuery19:
+			return [][]*string{row("0", fmt.Sprint(recordFunction), "2", "3")}, nil
+		case strings.Contains(query, "max(backend_start::text)"):
+			return [][]*string{row("then")}, nil
+		case strings.HasPrefix(query, "WAIT FOR LSN"):
+			return s.wait(conn, query)
+		}
+		rows, err := answer(conn, query)
+		switch {
+		case primary && query == serverQuery:
+			rows[0][5] = new("f")
+		case primary && query == lookQuery:
+			rows = [][]*string{row(fmt.Sprint(conn), "f", tracker.LSN(s.lsn.Load()).String(), "000000010000000000000001")}
+		}
+		return rows, err
+	}
+	s.call = func(int, uint32) []byte {
+		time.Sleep(queryTakes)
+		s.state.Lock()
+		defer s.state.Unlock()
+		if s.primary {
+			return nil
+		}
+		return binaryRecord([]byte("x"), uint64Bytes(s.lsn.Load()), uint32Bytes(1))
+	}
+	s.cancel = func(conn int) {
+		s.cancels.Add(1)
+		if !s.deaf.Load() {
+			s.end(conn, &pgconn.PgError{Severity: "ERROR", Code: "57014", Message: "canceling statement due to user request"})
+		}
+	}
+	return s
+}
+
+func (s *waiting) wait(conn int, query string) ([][]*string, error) {
+	parts := strings.Split(query, "'")
+	target, err := tracker.ParseLSN(parts[1])
+	if err != nil {
+		return nil, err
+	}
+	timeout, err := time.ParseDuration(parts[3])
+	if err != nil {
+		return nil, err
+	}
+	after := time.After(timeout)
+	defer func() {
+		s.state.Lock()
+		defer s.state.Unlock()
+		delete(s.targets, conn)
+	}()
+	for {
+		s.state.Lock()
+		s.targets[conn] = parts[1]
+		change, end, primary := s.change, s.ends[conn], s.primary
+		delete(s.ends, conn)
+		s.state.Unlock()
+		switch {
+		case end != nil:
+			return nil, end
+		case primary:
+			return [][]*string{row("not in recovery")}, nil
+		case tracker.LSN(s.lsn.Load()) >= target:
+			time.Sleep(queryTakes)
+			return [][]*string{row("success")}, nil
+		}
+		select {
+		case <-change:
+		case <-after:
+			return [][]*string{row("timeout")}, nil
+		}
+	}
+}
+
+// changed tells the waits that something has happened; do is done before.
+func (s *waiting) changed(do func()) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	do()
+	close(s.change)
+	s.change = make(chan struct{})
+}
+
+func (s *waiting) replay(lsn uint64)       { s.changed(func() { s.lsn.Store(lsn) }) }
+func (s *waiting) end(conn int, err error) { s.changed(func() { s.ends[conn] = err }) }
+
+// waits returns how many waits there are, and on which connection the one for
+// lsn is; 0: on none.
+func (s *waiting) waits(lsn tracker.LSN) (n, conn int) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	for c, target := range s.targets {
+		if n++; target == lsn.String() {
+			conn = c
+		}
+	}
+	return n, conn
+}
+
+func TestWaitForWakesWhoWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		tr := laddered(t, s.scripted, slow(WaitFor))
+		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "starts when somebody waits" {
+			t.Errorf("%+v", r)
+		}
+		w, later := tr.Request(tok(200)), tr.Request(tok(300))
+		time.Sleep(3*waitSlice + waitSlice/2) // several time out meanwhile
+		synctest.Wait()
+		if r := rung(t, tr, WaitFor); !r.Up || tr.State().Source != "waitfor" {
+			t.Errorf("%+v, source %s", r, tr.State().Source)
+		}
+		s.replay(200)
+		time.Sleep(time.Millisecond)
+		if !woken(t, w) || woken(t, later) {
+			t.Errorf("%+v", tr.State())
+		}
+		time.Sleep(time.Second)
+		s.replay(300)
+		time.Sleep(time.Millisecond)
+		if !woken(t, later) {
+			t.Errorf("%+v", tr.State())
+		}
+	})
+}
+
+func TestWaitForALowerOneIsNotHeldUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		tr := laddered(t, s.scripted, slow(WaitFor))
+		high := tr.Request(tok(1000))
+		time.Sleep(2*waitSlice + waitSlice/10)
+		if n, conn := s.waits(1000); n != 1 || conn == 0 {
+			t.Fatalf("%d waits, the one for 0/3E8 on connection %d", n, conn)
+		}
+		low := tr.Request(tok(200))
+		lower := tr.Request(tok(150))
+		synctest.Wait()
+		if n, _ := s.waits(1000); n != 2 {
+			t.Errorf("%d waits, want a second one for the lower position", n)
+		}
+		for _, step := range []struct {
+			lsn    uint64
+			waiter *tracker.Waiter
+		}{{120, nil}, {150, lower}, {190, nil}, {200, low}} {
+			s.replay(step.lsn)
+			time.Sleep(time.Millisecond)
+			if step.waiter != nil && !woken(t, step.waiter) {
+				t.Errorf("not woken at %d: %+v", step.lsn, tr.State())
+			}
+		}
+		if woken(t, high) {
+			t.Error("0/3E8 was woken")
+		}
+		s.replay(1000)
+		time.Sleep(time.Millisecond)
+		if !woken(t, high) {
+			t.Error("the higher one was not woken")
+		}
+	})
+}
+
+func TestWaitForDoesNotHoldTheEndUp(t *testing.T) {
+	for _, deaf := range []bool{false, true} {
+		t.Run(fmt.Sprintf("deaf=%v", deaf), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newWaiting(t)
+				s.deaf.Store(deaf)
+				tr := laddered(t, s.scripted, slow(WaitFor))
+				tr.Request(tok(1000))
+				time.Sleep(100 * time.Millisecond)
+				tr.Request(tok(200))
+				time.Sleep(time.Millisecond)
+				if n, _ := s.waits(1000); n != 2 {
+					t.Fatalf("%d waits", n)
+				}
+				start := time.Now()
+				tr.Close()
+				d := time.Since(start)
+				if !deaf && d > time.Millisecond || d > waitSlice {
+					t.Errorf("the end took %s", d)
+				}
+				if s.cancels.Load() < 2 {
+					t.Errorf("%d waits were cancelled", s.cancels.Load())
+				}
+			})
+		})
+	}
+}
+
+func TestWaitForSurvivesAConflict(t *testing.T) {
+	for _, code := range []string{"40001", "57014"} {
+		t.Run(code, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newWaiting(t)
+				tr := laddered(t, s.scripted, Config{Use: []Kind{WaitFor}})
+				w, later := tr.Request(tok(200)), tr.Request(tok(300))
+				time.Sleep(100 * time.Millisecond)
+				_, conn := s.waits(200)
+				s.end(conn, &pgconn.PgError{Severity: "ERROR", Code: code, Message: "canceling statement due to conflict with recovery"})
+				time.Sleep(time.Millisecond)
+				synctest.Wait()
+				if r := rung(t, tr, WaitFor); r.Up || !strings.Contains(r.Reason, "conflict with recovery") || tr.State().Source != "poll" {
+					t.Errorf("%+v, source %s", r, tr.State().Source)
+				}
+				s.replay(200)
+				time.Sleep(DefaultMaxInterval + time.Millisecond)
+				if !woken(t, w) || tr.Stats().Failures != 0 || tr.Stats().Epochs != 1 {
+					t.Errorf("not woken by polling over the same session: %+v", tr.State())
+				}
+				time.Sleep(firstPause)
+				synctest.Wait()
+				if r := rung(t, tr, WaitFor); !r.Up || r.Reason != "" {
+					t.Errorf("it did not come back: %+v", r)
+				}
+				s.replay(300)
+				time.Sleep(time.Millisecond)
+				if !woken(t, later) {
+					t.Error("not woken after it came back")
+				}
+			})
+		})
+	}
+}
+
+// One that is terminated takes the position with it: it may have been a crash.
+func TestWaitForSurvivesAnAdministrator(t *testing.T) {
+	for _, which := range []string{"main", "second"} {
+		t.Run(which, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newWaiting(t)
+				tr := laddered(t, s.scripted, Config{Use: []Kind{WaitFor}})
+				high := tr.Request(tok(1000))
+				time.Sleep(waitSlice / 2)
+				low := tr.Request(tok(200))
+				time.Sleep(time.Millisecond)
+				conn := 1
+				if n, main := s.waits(1000); n != 2 || main != 1 {
+					t.Fatalf("%d waits, the higher one on connection %d", n, main)
+				}
+				if which == "second" {
+					_, conn = s.waits(101)
+				}
+				s.end(conn, &pgconn.PgError{Severity: "FATAL", Code: "57P01", Message: "terminating connection due to administrator command"})
+				time.Sleep(time.Millisecond)
+				synctest.Wait()
+				if st := tr.State(); st.Known || st.Failure == nil || !strings.Contains(st.Failure.Error(), "administrator command") {
+					t.Errorf("%+v", st)
+				}
+				time.Sleep(3 * time.Second)
+				synctest.Wait()
+				if r := rung(t, tr, WaitFor); !r.Up {
+					t.Errorf("it did not come back: %+v", tr.State())
+				}
+				s.replay(200)
+				time.Sleep(time.Millisecond)
+				if !woken(t, low) {
+					t.Error("the lower one was not woken")
+				}
+				s.replay(1000)
+				time.Sleep(time.Millisecond)
+				if !woken(t, high) {
+					t.Error("the higher one was not woken")
+				}
+			})
+		})
+	}
+}
+
+func TestWaitForEndsWhenNobodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		cfg := slow(WaitFor)
+		cfg.Linger = 3 * time.Second
+		tr := laddered(t, s.scripted, cfg)
+		w := tr.Request(tok(200))
+		time.Sleep(time.Second)
+		w.Cancel()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if r := rung(t, tr, WaitFor); !r.Up {
+			t.Errorf("it did not linger: %+v", r)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "nobody waits" {
+			t.Errorf("it goes on for nobody: %+v", r)
+		}
+		if st := tr.State(); !st.Known || st.Failure != nil || tr.Stats().Failures != 0 {
+			t.Errorf("the session went with it: %+v", st)
+		}
+		before := s.count("")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := s.count("") - before; n > 361 {
+			t.Errorf("%d queries in an idle hour", n)
+		}
+		w = tr.Request(tok(200))
+		time.Sleep(time.Second)
+		s.replay(200)
+		time.Sleep(time.Millisecond)
+		if !woken(t, w) || !rung(t, tr, WaitFor).Up {
+			t.Errorf("the next one who waits: %+v", tr.State())
+		}
+		if tr.Stats().Epochs != 1 {
+			t.Errorf("%d epochs", tr.Stats().Epochs)
+		}
+	})
+}
+
+func TestWaitForOverAPromotion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		tr := laddered(t, s.scripted, Config{Use: []Kind{WaitFor}})
+		w := tr.Request(tok(200))
+		time.Sleep(waitSlice / 2)
+		s.changed(func() {
+			s.primary = true
+			s.lsn.Store(250)
+		})
+		time.Sleep(time.Second)
+		if !woken(t, w) {
+			t.Errorf("%+v", tr.State())
+		}
+		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "the server is a primary" {
+			t.Errorf("%+v", r)
+		}
+		if o, _ := tr.LastReplay(); !o.Primary {
+			t.Errorf("%+v", o)
+		}
+	})
+}
+
+func TestWaitForThatCannotBeSaysWhy(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*waiting)
+		reason string
+	}{
+		"before 19":      {func(s *waiting) { s.version, s.call = "18.1", nil }, "needs PostgreSQL 19, the server is 18"},
+		"another server": {func(s *waiting) { s.after("max(backend_start", [][]*string{row("another time")}, nil) }, "a second connection reached another server than the first"},
+		"a stranger":     {func(s *waiting) { s.after("max(backend_start", [][]*string{row("NULL")}, nil) }, "a second connection reached another server than the first"},
+		"no such thing":  {func(s *waiting) { s.after("WAIT FOR", nil, errors.New("syntax error")) }, "WAIT FOR LSN: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newWaiting(t)
+				c.change(s)
+				tr := laddered(t, s.scripted, Config{Use: []Kind{WaitFor}})
+				w := tr.Request(tok(200))
+				time.Sleep(100 * time.Millisecond)
+				synctest.Wait()
+				if r := rung(t, tr, WaitFor); r.Up || !strings.Contains(r.Reason, c.reason) || tr.State().Source != "poll" {
+					t.Errorf("%+v, want %q", r, c.reason)
+				}
+				s.replay(200)
+				time.Sleep(DefaultMaxInterval + time.Millisecond)
+				if !woken(t, w) || tr.Stats().Failures != 0 {
+					t.Errorf("not woken by polling: %+v", tr.State())
+				}
+			})
+		})
+	}
+}
+
+// after has queries that contain part answered so.
+func (s *waiting) after(part string, rows [][]*string, err error) {
+	answer := s.answer
+	s.answer = func(conn int, query string) ([][]*string, error) {
+		if strings.Contains(query, part) {
+			return rows, err
+		}
+		return answer(conn, query)
+	}
+}
