@@ -144,7 +144,7 @@ func (k *demoKilled) phase(i int) string {
 	switch {
 	case i == 0:
 		return "at full speed, until its stream is killed"
-	case i == len(k.Phases)-1 && k.Phases[i].Source == k.From:
+	case k.Phases[i].Source == k.From:
 		return "at full speed, the stream is back"
 	}
 	return "at full speed, the stream is gone"
