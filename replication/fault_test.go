@@ -42,7 +42,7 @@ func watch(t *testing.T, c *replicationtest.Cluster, n *replicationtest.Node, ki
 	t.Helper()
 	w := &watched{kind: kind, net: through(t, n)}
 	source, err := replication.New(replication.Config{
-		Replica: replication.Server{DSN: w.net.dsn(), ConnectTimeout: time.Second, QueryTimeout: time.Second},
+		Replica: replication.Server{DSN: w.net.dsn(), ConnectTimeout: 2 * time.Second, QueryTimeout: 2 * time.Second},
 		Primary: replication.Server{DSN: c.Primary.DSN()},
 		Use:     []replication.Kind{kind},
 	})
@@ -166,6 +166,14 @@ func (o *oracle) replayed(lsn tracker.LSN) bool {
 	return false
 }
 
+func (o *oracle) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.conn != nil {
+		_ = o.conn.Close(o.ctx)
+	}
+}
+
 // faults is a cluster and all kinds that look at its standby.
 type faults struct {
 	*testing.T
@@ -182,6 +190,7 @@ func newFaults(t *testing.T) *faults {
 	publish(t, c)
 	f := &faults{T: t, cluster: c, standby: c.Standbys[0], writer: connect(t, c.Primary)}
 	f.oracle = &oracle{ctx: context.WithoutCancel(t.Context()), node: f.standby}
+	t.Cleanup(f.oracle.close)
 	exec(t, f.writer, `CREATE TABLE writes (id bigint)`)
 	for _, k := range kinds(c.Version) {
 		f.watched = append(f.watched, watch(t, c, f.standby, k))
@@ -326,8 +335,10 @@ func (f *faults) release(what string, crowds []*crowd, within time.Duration, sou
 func (f *faults) last() tracker.Token { return capture(f.T, f.writer) }
 
 const (
-	soon  = time.Second     // where the kind or the safety net wakes
-	later = 3 * time.Second // where a connection has to be made anew
+	// Generous, since the machine may be busy: what is lost for good does not come
+	// within them.
+	soon  = 3 * time.Second  // where the kind or the safety net wakes
+	later = 10 * time.Second // where a connection has to be made anew
 )
 
 // One cluster goes through all that can happen to it, a thousand waiters with
@@ -400,6 +411,11 @@ func TestFaultsWakeAThousandWaitersOfEachKind(t *testing.T) {
 		f.must(f.cluster.Primary.Start(ctx))
 		f.must(f.standby.WaitStreaming(ctx))
 		f.writer = connect(t, f.cluster.Primary)
+		started := time.Now()
+		f.inUse()
+		if d := time.Since(started); d > later { // an idle primary by itself brings logical's slot after 15 s
+			t.Errorf("in use again %s after the primary", d)
+		}
 	})
 	for name, end := range map[string]func(context.Context) error{"stopped": f.standby.Stop, "crashed": f.standby.Crash} {
 		step("standby "+name, func(f *faults) {
@@ -494,11 +510,11 @@ func networkCut(f *faults) {
 	}
 	for _, w := range f.watched {
 		eventually(f.T, string(w.kind)+" notices", func() bool { _, known := w.LastReplay(); return !known })
-		if d := time.Since(cut); d > 4*time.Second { // a query may take a second here
+		if d := time.Since(cut); d > 9*time.Second { // a query may take two seconds here
 			f.Errorf("%s: noticed after %s", w.kind, d)
 		}
 		eventually(f.T, string(w.kind)+" says why", func() bool { return w.State().Failure != nil })
-		if _, failed, _ := w.said(); !slices.ContainsFunc(failed, func(err error) bool { return strings.Contains(err.Error(), "did not answer within 1s") }) {
+		if _, failed, _ := w.said(); !slices.ContainsFunc(failed, func(err error) bool { return strings.Contains(err.Error(), "did not answer within 2s") }) {
 			f.Errorf("%s: failures %v", w.kind, failed)
 		}
 	}
@@ -562,29 +578,52 @@ func promoted(f *faults) {
 
 var idleWaits = flag.Int("idlewaits", 300, "TestNoWakeUpIsLostOnAnIdlePrimary: waits with each kind")
 
+// tooLong is what a wait on an idle primary does not take.
+const tooLong = 5 * time.Millisecond
+
 func TestNoWakeUpIsLostOnAnIdlePrimary(t *testing.T) {
 	c := cluster(t)
 	publish(t, c)
 	for _, kind := range kinds(c.Version) {
 		t.Run(string(kind), func(t *testing.T) {
-			tr := follow(t, c, c.Standbys[0], kind, tracker.Config{})
+			tr := follow(t, c, c.Standbys[0], kind, tracker.Config{Timeout: time.Minute})
 			writer := connect(t, c.Primary)
-			var slowest, all time.Duration
-			slow := 0
+			o := &oracle{ctx: context.WithoutCancel(t.Context()), node: c.Standbys[0]}
+			defer o.close()
+			var slowest, latest, all time.Duration
+			slow, late := 0, 0
 			for range *idleWaits {
 				exec(t, writer, `INSERT INTO writes SELECT coalesce(max(id), 0) + 1 FROM writes`)
 				tok := capture(t, writer)
+				// Where it takes long, the server is asked whether it was the one.
+				var replayed time.Time
+				asked := make(chan struct{})
+				asking := time.AfterFunc(tooLong, func() {
+					defer close(asked)
+					for deadline := time.Now().Add(30 * time.Second); !o.replayed(tok.LSN) && time.Now().Before(deadline); {
+						continue
+					}
+					replayed = time.Now()
+				})
 				started := time.Now()
 				wait(t, tr, tok)
 				took := time.Since(started)
 				slowest, all = max(slowest, took), all+took
-				if took > 5*time.Millisecond {
-					slow++
+				if asking.Stop() {
+					continue
+				}
+				<-asked
+				slow++
+				after := started.Add(took).Sub(replayed)
+				latest = max(latest, after)
+				if after > tooLong {
+					late++
 				}
 			}
-			t.Logf("PostgreSQL %s, %s: %d waits, mean %s, slowest %s, %d over 5 ms", c.Release, kind, *idleWaits, all/time.Duration(*idleWaits), slowest, slow)
-			if slowest > soon {
-				t.Errorf("a wake-up was lost for %s", slowest)
+			t.Logf("PostgreSQL %s, %s: %d waits, mean %s, slowest %s; %d over 5 ms, %d of them more than 5 ms after the server's replay, the latest %s after it",
+				c.Release, kind, *idleWaits, all/time.Duration(*idleWaits), slowest, slow, late, latest)
+			if latest > soon {
+				t.Errorf("a wake-up was lost for %s", latest)
 			}
 		})
 	}

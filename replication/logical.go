@@ -83,13 +83,13 @@ const (
 func createSlot(ctx context.Context, conn *pgx.Conn, slot string, l *listener) error {
 	ctx, cancel := context.WithTimeout(ctx, slotWithin)
 	defer cancel()
-	made := make(chan struct{})
 	var help sync.WaitGroup
 	defer help.Wait()
-	defer close(made)
+	helping, stop := context.WithCancel(ctx)
+	defer stop()
 	l.note("the slot is being made")
 	if !l.cfg.Primary.isZero() {
-		help.Go(func() { logSnapshots(ctx, l, made) })
+		help.Go(func() { logSnapshots(helping, l) })
 	}
 	_, err := pglogrepl.CreateReplicationSlot(ctx, conn.PgConn(), slot, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
 		Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "NOEXPORT_SNAPSHOT",
@@ -100,25 +100,28 @@ func createSlot(ctx context.Context, conn *pgx.Conn, slot string, l *listener) e
 	return nil
 }
 
-// logSnapshots has the primary log its running transactions until the slot is
-// made. Without the right to, the slot waits for the primary's own.
-func logSnapshots(ctx context.Context, l *listener, made <-chan struct{}) {
+// logSnapshots has the primary log its running transactions until ctx ends. Where
+// it cannot, the slot waits for the primary's own.
+func logSnapshots(ctx context.Context, l *listener) {
+	alone := func(err error) {
+		if ctx.Err() == nil {
+			l.note("the slot is being made, without the primary's help: " + err.Error())
+		}
+	}
 	conn, err := l.cfg.Primary.connect(ctx, false)
 	if err != nil {
-		l.note("the slot is being made, without the primary's help: " + err.Error())
+		alone(err)
 		return
 	}
 	defer disconnect(conn)
 	for pause := 10 * time.Millisecond; ; pause = snapshotEvery {
 		select {
-		case <-made:
-			return
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
 		}
 		if _, err := conn.Exec(ctx, `SELECT pg_log_standby_snapshot()`); err != nil {
-			l.note("the slot is being made, without the primary's help: " + err.Error())
+			alone(err)
 			return
 		}
 	}

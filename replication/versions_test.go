@@ -118,10 +118,10 @@ func TestStateSaysWhatAKindIsMissing(t *testing.T) {
 
 // The server takes a slot away whose rows vacuum has removed on the primary.
 func TestAnInvalidatedSlotIsMadeAnew(t *testing.T) {
-	c := replicationtest.Start(t, replicationtest.Options{StandbySettings: map[string]string{"hot_standby_feedback": "off", "max_standby_streaming_delay": "0"}})
-	if !slices.Contains(kinds(c.Version), replication.Logical) {
+	if !slices.Contains(kinds(cluster(t).Version), replication.Logical) {
 		return // see usable
 	}
+	c := replicationtest.Start(t, replicationtest.Options{StandbySettings: map[string]string{"hot_standby_feedback": "off", "max_standby_streaming_delay": "0"}})
 	publish(t, c)
 	w := watch(t, c, c.Standbys[0], replication.Logical)
 	toks := w.Request(tracker.Token{LSN: 1 << 60})
@@ -149,10 +149,10 @@ func TestAnInvalidatedSlotIsMadeAnew(t *testing.T) {
 }
 
 func TestLogicalSaysThatTheWALIsNotForIt(t *testing.T) {
-	c := replicationtest.Start(t, replicationtest.Options{Settings: map[string]string{"wal_level": "replica"}})
-	if !slices.Contains(kinds(c.Version), replication.Logical) {
+	if !slices.Contains(kinds(cluster(t).Version), replication.Logical) {
 		return // see usable
 	}
+	c := replicationtest.Start(t, replicationtest.Options{Settings: map[string]string{"wal_level": "replica"}})
 	publish(t, c)
 	tr := demand(t, replication.Config{Replica: replication.Server{DSN: c.Standbys[0].DSN()}, Use: []replication.Kind{"logical"}})
 	says(t, tr, "logical", "wal_level is replica: ALTER SYSTEM SET wal_level = logical")
