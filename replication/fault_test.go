@@ -219,18 +219,24 @@ func (f *faults) write() []tracker.Token {
 // hold pauses replay and has a thousand wait with each kind, all of them in use.
 func (f *faults) hold() []*crowd {
 	f.Helper()
-	f.inUse()
+	defer f.inUse()() // until the thousand are there: a stream that nobody needs ends
 	f.must(f.standby.Pause(f.Context()))
 	return f.crowds(f.write())
 }
 
-// inUse waits until each kind is what its tracker uses.
-func (f *faults) inUse() {
+// inUse waits until each kind is what its tracker uses, and keeps it so until
+// done is called.
+func (f *faults) inUse() (done func()) {
 	f.Helper()
+	var all []*tracker.Waiter
 	for _, w := range f.watched {
-		somebody := w.Request(tracker.Token{LSN: 1 << 60})
+		all = append(all, w.Request(tracker.Token{LSN: 1 << 60}))
 		eventually(f.T, string(w.kind)+" is in use", w.up)
-		somebody.Cancel()
+	}
+	return func() {
+		for _, somebody := range all {
+			somebody.Cancel()
+		}
 	}
 }
 
@@ -412,7 +418,7 @@ func TestFaultsWakeAThousandWaitersOfEachKind(t *testing.T) {
 		f.must(f.standby.WaitStreaming(ctx))
 		f.writer = connect(t, f.cluster.Primary)
 		started := time.Now()
-		f.inUse()
+		f.inUse()()
 		if d := time.Since(started); d > later { // an idle primary by itself brings logical's slot after 15 s
 			t.Errorf("in use again %s after the primary", d)
 		}
