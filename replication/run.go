@@ -32,7 +32,7 @@ type run struct {
 	cfg       Config
 	feed      *tracker.Feed
 	board     *board
-	histories histories     // used by readers, under order
+	histories *histories
 	refused   *refusedError // why no replication connection could be had; nil while none was refused
 	refusedAt time.Time
 
@@ -248,17 +248,14 @@ func (r *run) report(a answer) error {
 		r.last.timeline, r.again = 0, true
 		return nil // a query will say more
 	}
-	if rd.standby && rd.timeline == 0 && rd.known && (r.refused == nil || time.Since(r.refusedAt) > refusedFor) {
+	if rd.standby && rd.timeline == 0 && rd.known && (r.refused == nil || time.Since(r.refusedAt) > r.refused.pause()) {
 		return errWantWalsender
 	}
 	if rd.timeline == 0 && rd.known && r.refused != nil {
 		rd.reason += " (" + r.refused.Error() + ")"
 	}
-	history, err := r.histories.of(r.streams.ctx, r.s.system, rd.timeline)
+	history, err := r.histories.of(r.streams.ctx, r.s.system, rd.timeline, r.streams.spawn, func() { r.event(true) })
 	if err != nil {
-		if r.streams.ctx.Err() != nil {
-			return err
-		}
 		rd.reason = err.Error()
 	}
 	r.mu.Lock()

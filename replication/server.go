@@ -35,7 +35,7 @@ const (
 )
 
 // closeTimeout bounds saying goodbye to a server that may be gone.
-const closeTimeout = time.Second
+const closeTimeout = 250 * time.Millisecond
 
 func (s Server) isZero() bool { return s.DSN == "" && s.Config == nil }
 

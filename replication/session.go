@@ -255,10 +255,13 @@ func (s *session) receive() answer {
 			if s.fast == nil {
 				return answer{err: errors.New("replication: a function's result that was not asked for")}
 			}
+			called = true
+			if a.canceled {
+				continue // of two calls, the first was: the second tells nothing
+			}
 			if err := s.fast.take(msg.Result, &a.reading); err != nil {
 				return answer{err: err}
 			}
-			called = true
 		case *pgproto3.ErrorResponse:
 			failed = pgconn.ErrorResponseToPgError(msg)
 		case *pgproto3.ReadyForQuery:

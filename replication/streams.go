@@ -11,7 +11,7 @@ import (
 )
 
 // streams runs the kinds that listen to the server. Each starts when somebody
-// waits and no better kind is up, and ends when nobody has waited for a while
+// waits and all better kinds have failed, and ends when nobody has waited for a while
 // or a better one has come up. What they hear is a hint to ask.
 type streams struct {
 	r      *run
@@ -53,9 +53,9 @@ func (st *streams) open() {
 		switch {
 		case !r.board.has(kind):
 		case !r.s.standby:
-			r.board.set(kind, false, "the server is a primary")
+			r.board.set(kind, failing, "the server is a primary")
 		case r.s.major < from:
-			r.board.set(kind, false, fmt.Sprintf("needs PostgreSQL %d, the server is %d", from, r.s.major))
+			r.board.set(kind, failing, fmt.Sprintf("needs PostgreSQL %d, the server is %d", from, r.s.major))
 		default:
 			st.start(kind)
 		}
@@ -63,8 +63,21 @@ func (st *streams) open() {
 }
 
 func (st *streams) close() {
+	st.mu.Lock()
 	st.cancel()
+	st.mu.Unlock()
 	st.all.Wait()
+}
+
+// spawn runs f in a goroutine that close waits for; false: it is too late.
+func (st *streams) spawn(f func()) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.ctx.Err() != nil {
+		return false
+	}
+	st.all.Go(f)
+	return true
 }
 
 // kick tells the streams that demand may have changed.
@@ -92,8 +105,8 @@ func (st *streams) start(kind Kind) {
 		system: r.s.system,
 		demand: r.feed.Demand,
 		kicked: kicked,
-		up:     func() { r.board.set(kind, true, "") },
-		note:   func(reason string) { r.board.set(kind, false, reason) },
+		up:     func() { r.board.set(kind, up, "") },
+		note:   func(reason string) { r.board.set(kind, failing, reason) },
 		hint:   r.hinted,
 	}
 	st.all.Go(func() { keep(st.ctx, r.board, kind, l) })
@@ -108,10 +121,11 @@ func keep(ctx context.Context, board *board, kind Kind, l *listener) {
 		if ctx.Err() != nil {
 			return
 		}
-		board.set(kind, false, err.Error())
 		if errors.Is(err, errNobodyWaits) || errors.Is(err, errBetter) {
+			board.set(kind, resting, err.Error())
 			continue
 		}
+		board.set(kind, failing, err.Error())
 		if time.Since(started) > lastPause {
 			pauses.reset()
 		}
@@ -123,10 +137,11 @@ func keep(ctx context.Context, board *board, kind Kind, l *listener) {
 	}
 }
 
-// needed blocks until somebody waits and no better kind is up; false: ctx ended.
+// needed blocks until somebody waits and all better kinds have failed; false: ctx
+// ended.
 func needed(ctx context.Context, board *board, kind Kind, l *listener) bool {
 	for {
-		better, change := board.better(kind)
+		better, change := board.hopeful(kind)
 		if !better && l.demand().Waiting > 0 {
 			return true
 		}

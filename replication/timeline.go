@@ -2,8 +2,11 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -11,26 +14,51 @@ import (
 	"github.com/walwake/walwake/tracker"
 )
 
-// histories keeps the history of the timeline that was asked for last.
+// histories keeps the history of the timeline that was asked for last. It is
+// read in the background, over a replication connection of its own: a server
+// that lets none in must not hold up who waits for a position.
 type histories struct {
-	server   Server
+	server Server
+
+	mu       sync.Mutex // guards what follows
 	timeline uint32
 	history  tracker.History
 	err      error
+	reading  bool
+	pauses   pauses
+	again    time.Time // when to read again after a failure
 }
 
-// of returns how timeline came about: nil, with the reason, when this role may
-// not read it. It is read once, over a replication connection of its own.
-func (h *histories) of(ctx context.Context, system uint64, timeline uint32) (tracker.History, error) {
+// errReading is why a history is not known while it is being read.
+var errReading = errors.New("replication: the timeline's history is being read")
+
+// of returns how timeline came about: nil, with the reason, while that is not
+// known. spawn runs what reads it; known is called when it has been read.
+func (h *histories) of(ctx context.Context, system uint64, timeline uint32, spawn func(func()) bool, known func()) (tracker.History, error) {
 	switch timeline {
 	case 0:
 		return nil, nil
 	case 1:
 		return tracker.History{}, nil // the first has no ancestors, and no history file
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.timeline != timeline {
-		h.history, h.err = readHistory(ctx, h.server, system, timeline)
-		h.timeline = timeline
+		h.timeline, h.history, h.err, h.again = timeline, nil, errReading, time.Time{}
+		h.pauses.reset()
+	}
+	if h.history == nil && !h.reading && !time.Now().Before(h.again) {
+		h.reading = spawn(func() {
+			history, err := readHistory(ctx, h.server, system, timeline)
+			h.mu.Lock()
+			h.reading = false
+			if h.timeline == timeline {
+				h.history, h.err = history, err
+				h.again = time.Now().Add(h.pauses.next())
+			}
+			h.mu.Unlock()
+			known()
+		})
 	}
 	return h.history, h.err
 }

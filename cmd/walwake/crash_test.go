@@ -63,7 +63,7 @@ func TestNoRunLeavesAnythingBehind(t *testing.T) {
 	for range 5 {
 		walwake(t, on(primary, standby), "wait", write(t, primary)).is(exitOK)
 		walwake(t, on(primary, standby), "status").is(exitOK)
-		walwake(t, on(nil, standby), "wait", "--timeout", "50ms", "FFFFFFFF/1").is(exitTimeout)
+		walwake(t, on(nil, standby), "wait", "--timeout", "2s", "FFFFFFFF/1").is(exitTimeout)
 		walwake(t, nil, "wait", "--replica", dead, "0/1").is(exitFailure)
 		walwake(t, nil, "status", "--replica", dead).is(exitFailure)
 	}

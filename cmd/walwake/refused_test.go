@@ -111,7 +111,7 @@ func TestASilentServerEndsWithTheTimeout(t *testing.T) {
 	for way, args := range ways("postgres://u@" + silent(t) + "/db") {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
-			o := walwake(t, nil, append(args, "--timeout", "200ms")...).is(exitTimeout).says("timeout after", "no answer from").alone()
+			o := walwake(t, nil, append(args, "--timeout", "4s")...).is(exitTimeout).says("timeout after", "no answer from").alone()
 			if o.took < 200*time.Millisecond {
 				t.Errorf("it was not waited for: %s", o)
 			}
@@ -151,7 +151,7 @@ func TestARoleThatMayNotSeeTheTimelineIsToldWhatToGrant(t *testing.T) {
 	primary, standby := cluster(t)
 	token := strings.TrimSpace(walwake(t, nil, "token", "--primary", role(primary, plainRole)).is(exitOK).stdout)
 	wait := func(dsn, target string) *outcome {
-		return walwake(t, nil, "wait", "--json", "--replica", dsn, "--timeout", "1s", target)
+		return walwake(t, nil, "wait", "--json", "--replica", dsn, "--timeout", "5s", target)
 	}
 	o := wait(role(standby, plainRole), token).is(exitTimeout).says("GRANT pg_read_all_stats", plainRole)
 	if a := decode[waitAnswer](o); a.Result != "timeout" || a.Timeline != nil || a.Replayed == nil || *a.Replayed < *a.Target {

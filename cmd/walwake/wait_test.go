@@ -39,7 +39,7 @@ func TestATokenIsWaitedFor(t *testing.T) {
 	}
 	// Nothing comes: the source is the one that then listens.
 	for _, source := range []string{"physical", "poll"} {
-		o := walwake(t, on(nil, standby), "wait", "--json", "--source", source, "--timeout", "500ms", "FFFFFFFF/1").is(exitTimeout)
+		o := walwake(t, on(nil, standby), "wait", "--json", "--source", source, "--timeout", "4s", "FFFFFFFF/1").is(exitTimeout)
 		if a := decode[waitAnswer](o); a.Source != source {
 			t.Errorf("source %s: got %s", source, o)
 		}
@@ -68,11 +68,11 @@ func TestAPositionAheadOfEverything(t *testing.T) {
 	primary, standby := cluster(t)
 	const far = "FFFFFFFF/1"
 
-	o := walwake(t, on(nil, standby), "wait", "--json", "--timeout", "300ms", far).is(exitTimeout).says("timeout after", "bytes behind", "--primary")
+	o := walwake(t, on(nil, standby), "wait", "--json", "--timeout", "4s", far).is(exitTimeout).says("timeout after", "bytes behind", "--primary")
 	if a := decode[waitAnswer](o); a.Result != "timeout" || a.Replayed == nil || a.Target.String() != far {
 		t.Errorf("got %+v", a)
 	}
-	walwake(t, on(primary, standby), "wait", "--primary=", "--timeout", "300ms", far).is(exitTimeout)
+	walwake(t, on(primary, standby), "wait", "--primary=", "--timeout", "4s", far).is(exitTimeout)
 	o = walwake(t, on(primary, standby), "wait", "--json", "--timeout", "1h", far).is(exitFailure).says("bytes ahead of all that primary").atOnce()
 	if a := decode[waitAnswer](o); a.Result != "error" {
 		t.Errorf("got %+v", a)
@@ -83,7 +83,7 @@ func TestAPositionAheadOfEverything(t *testing.T) {
 	}
 	token.Timeline = 7
 	walwake(t, on(primary, standby), "wait", "--timeout", "1h", token.String()).is(exitFailure).says("the token is of timeline 7").atOnce()
-	walwake(t, on(nil, standby), "wait", "--timeout", "300ms", token.String()).is(exitTimeout).says("timeline 7", "it is on timeline 1")
+	walwake(t, on(nil, standby), "wait", "--timeout", "4s", token.String()).is(exitTimeout).says("timeline 7", "it is on timeline 1")
 }
 
 func TestOnAPrimaryAWaitIsOverAtOnceAndSaysSo(t *testing.T) {
@@ -94,7 +94,7 @@ func TestOnAPrimaryAWaitIsOverAtOnceAndSaysSo(t *testing.T) {
 	if a := decode[waitAnswer](o); a.Result != "replayed" || !a.Primary {
 		t.Errorf("got %+v", a)
 	}
-	walwake(t, on(nil, primary), "wait", "--timeout", "200ms", "FFFFFFFF/1").is(exitTimeout).notes("is a primary")
+	walwake(t, on(nil, primary), "wait", "--timeout", "4s", "FFFFFFFF/1").is(exitTimeout).notes("is a primary")
 }
 
 // After pg_switch_wal() the insert position is behind the header of a page that nobody writes: naively, a wait for it
@@ -142,9 +142,9 @@ func TestAPausedReplayIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := write(t, c.Primary)
-	walwake(t, on(c.Primary, standby), "wait", "--timeout", "300ms", token).is(exitTimeout).says("bytes behind", "replay is paused")
+	walwake(t, on(c.Primary, standby), "wait", "--timeout", "4s", token).is(exitTimeout).says("bytes behind", "replay is paused")
 
-	o := walwake(t, on(c.Primary, standby), "status", "--json", "--timeout", "300ms").is(exitOK)
+	o := walwake(t, on(c.Primary, standby), "status", "--json", "--timeout", "4s").is(exitOK)
 	if a := decode[statusAnswer](o); a.LagBytes == 0 || a.LagUS != nil || a.LagFrom != "" || !strings.Contains(a.Note, "replay is paused") {
 		t.Errorf("got %s", o)
 	}
