@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ var (
 	benchRounds = flag.Int("rounds", 1, "BenchmarkCommitToKnown: rounds, in each of which every way is measured")
 	benchWaits  = flag.Int("waits", 20, "BenchmarkCommitToKnown: waits a way and round")
 	benchFor    = flag.Duration("seconds", 100*time.Millisecond, "BenchmarkCost: how long each is measured")
+	benchWays   = flag.String("ways", "", "BenchmarkCommitToKnown: the ways beside the tight loop, a regular expression")
 	benchRates  = flag.String("rates", "0", "BenchmarkCommitToKnown: background transactions a second, with commas")
 )
 
@@ -66,6 +68,12 @@ func ways(major int) []way {
 	}
 	for _, k := range kinds(major) {
 		all = append(all, way{"walwake " + string(k), walwake(k)})
+	}
+	chosen := regexp.MustCompile(*benchWays)
+	for i := len(all) - 1; i > 0; i-- {
+		if !chosen.MatchString(all[i].name) {
+			all = slices.Delete(all, i, i+1)
+		}
 	}
 	return all
 }

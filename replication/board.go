@@ -52,14 +52,28 @@ func (b *board) indexLocked(k Kind) int {
 
 // reset says that no kind but Poll is up: a session begins.
 func (b *board) reset() {
+	b.telling.Lock()
+	defer b.telling.Unlock()
 	b.mu.Lock()
+	for i := range b.rungs {
+		r := &b.rungs[i]
+		if Kind(r.Source) == Poll {
+			continue
+		}
+		if r.Up {
+			r.Up, r.Since = false, time.Now()
+		}
+		r.Reason, b.states[i] = "starts when somebody waits", resting
+	}
+	b.changedLocked()
 	rungs := slices.Clone(b.rungs)
 	b.mu.Unlock()
-	for _, r := range rungs {
-		if k := Kind(r.Source); k != Poll {
-			b.set(k, resting, "starts when somebody waits")
-		}
-	}
+	b.feed.Ladder(rungs)
+}
+
+func (b *board) changedLocked() {
+	close(b.change)
+	b.change = make(chan struct{})
 }
 
 // set says how a kind is, and why it is not up.
@@ -75,8 +89,7 @@ func (b *board) set(k Kind, st state, reason string) {
 	}
 	if b.states[i] != st {
 		b.states[i] = st
-		close(b.change)
-		b.change = make(chan struct{})
+		b.changedLocked()
 	}
 	if r.Up != (st == up) {
 		r.Up, r.Since = st == up, time.Now()

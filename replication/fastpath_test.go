@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/walwake/walwake/tracker"
 )
 
@@ -104,7 +106,7 @@ func TestFastpathWithoutATimelineFallsBackToTheFullQuestion(t *testing.T) {
 					}
 					return record
 				})
-				s.noWalsender = true
+				s.noWalsender.Store(true)
 				answer := s.answer
 				s.answer = func(conn int, query string) ([][]*string, error) {
 					rows, err := answer(conn, query)
@@ -247,6 +249,33 @@ func TestFastpathIsNotUsedOverAPoolerOrAWalsender(t *testing.T) {
 		}
 		if o, _ := tr.LastReplay(); o.LSN != tracker.LSN(200) {
 			t.Errorf("%+v", o)
+		}
+	})
+}
+
+// A question of two calls, the first of which somebody cancels, tells nothing:
+// the second call's result must not be taken for the first's.
+func TestFastpathOfWhichTheFirstCallIsCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lsn atomic.Uint64
+		lsn.Store(100)
+		s := fastScript(t, &lsn, func() []byte { return binaryRecord([]byte("streaming"), uint32Bytes(1)) })
+		var cancelled atomic.Int32
+		s.callFails = func(function uint32) error {
+			if function == positionFunction && lsn.Load() == 200 && cancelled.Add(1) <= 3 {
+				return &pgconn.PgError{Severity: "ERROR", Code: queryCanceled, Message: "canceling statement due to user request"}
+			}
+			return nil
+		}
+		tr := laddered(t, s, Config{Use: []Kind{Poll}})
+		w := tr.Request(tok(200))
+		lsn.Store(200)
+		time.Sleep(10 * time.Millisecond)
+		if !woken(t, w) {
+			t.Error("not woken by the question after it")
+		}
+		if st := tr.Stats(); st.Epochs != 1 || st.Failures != 0 || cancelled.Load() <= 3 {
+			t.Errorf("%+v, %d calls", st, cancelled.Load())
 		}
 	})
 }

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walwake/walwake/tracker"
 )
@@ -147,42 +144,18 @@ func (l *Ladder) Name() string { return string(Poll) }
 // plain connection does not tell the timeline, it goes on over a replication
 // connection, if the role may have one.
 func (l *Ladder) Observe(ctx context.Context, feed *tracker.Feed) error {
-	run := &run{cfg: l.cfg, feed: feed, histories: &histories{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
-	walsender := false
+	run := &run{cfg: l.cfg, feed: feed, histories: &histories{server: l.cfg.Replica}, upgrade: &upgrade{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
 	for {
-		err := run.observe(ctx, walsender)
-		switch refused, is := errors.AsType[*refusedError](err); {
-		case errors.Is(err, errWantWalsender):
-			walsender = true
-		case errors.Is(err, errPromoted):
-			walsender = false
-		case is && ctx.Err() == nil:
-			walsender = false
-			run.refused, run.refusedAt = refused, time.Now()
-		default:
+		err := run.observe(ctx)
+		run = run.next()
+		switch {
+		case errors.Is(err, errUpgraded):
+		case run.s != nil:
+			run.s.close(false) // it came too late
+			run.s = nil
+		}
+		if !errors.Is(err, errUpgraded) && !errors.Is(err, errPromoted) {
 			return err
 		}
-		run = run.next()
 	}
-}
-
-// errWantWalsender ends a run over a plain connection that does not tell the
-// timeline.
-var errWantWalsender = errors.New("replication: a replication connection is wanted")
-
-// refusedError says why a replication connection could not be had.
-type refusedError struct{ err error }
-
-func (e *refusedError) Error() string { return e.err.Error() }
-func (e *refusedError) Unwrap() error { return e.err }
-
-// pause is how long a replication connection is not tried again: a minute where
-// the role may not have one, and less where it was refused for another reason.
-func (e *refusedError) pause() time.Duration {
-	const forbidden, soon = time.Minute, time.Second
-	pgErr, is := errors.AsType[*pgconn.PgError](e.err)
-	if is && (pgErr.Code == "42501" || strings.HasPrefix(pgErr.Code, "28")) {
-		return forbidden
-	}
-	return soon
 }

@@ -15,12 +15,14 @@ import (
 	"github.com/walwake/walwake/tracker"
 )
 
-// shared is a primary with one standby for the tests that break nothing.
+// shared is a primary with one standby for the tests that break nothing, started
+// when the first of them wants it.
 var shared = sync.OnceValues(func() (*replicationtest.Cluster, error) {
 	c, err := replicationtest.New(context.Background(), replicationtest.Options{})
 	if err != nil {
 		return nil, err
 	}
+	closeShared = c.Close
 	return c, c.Primary.Exec(context.Background(), `CREATE TABLE writes (id bigint PRIMARY KEY, v text)`)
 })
 
@@ -29,10 +31,10 @@ func TestMain(m *testing.M) {
 		return
 	}
 	m.Run()
-	if c, err := shared(); err == nil {
-		_ = c.Close()
-	}
+	_ = closeShared()
 }
+
+var closeShared = func() error { return nil }
 
 func cluster(t *testing.T) *replicationtest.Cluster {
 	t.Helper()

@@ -192,7 +192,7 @@ func (e *examination) ask(ctx context.Context) error {
 	}
 	e.stream = e.tryStream(ctx)
 	if e.stream == nil && e.told > 1 {
-		_, e.unread = readHistory(ctx, e.cfg.Replica, uint64(e.replica.system), e.told)
+		_, e.unread = readHistory(ctx, e.cfg.Replica, uint64(e.replica.system), e.told, nil)
 	}
 	return ctx.Err()
 }

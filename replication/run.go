@@ -33,10 +33,10 @@ type run struct {
 	feed      *tracker.Feed
 	board     *board
 	histories *histories
-	refused   *refusedError // why no replication connection could be had; nil while none was refused
-	refusedAt time.Time
+	upgrade   *upgrade
+	upgraded  *session // takes over after this run: guarded by mu until over
 
-	s       *session
+	s       *session // nil before observe: it is to be opened
 	epoch   *tracker.Epoch
 	streams *streams
 	failed  chan error // room for one: the first counts
@@ -63,19 +63,20 @@ type run struct {
 // next returns the run after r, which keeps what was learned at some cost. Calls
 // that were under way when r ended may still come to r.
 func (r *run) next() *run {
-	return &run{cfg: r.cfg, feed: r.feed, board: r.board, histories: r.histories, refused: r.refused, refusedAt: r.refusedAt}
+	return &run{cfg: r.cfg, feed: r.feed, board: r.board, histories: r.histories, upgrade: r.upgrade, s: r.upgraded}
 }
 
 // observe asks over one connection, for as long as it lasts. It is called once.
-func (r *run) observe(ctx context.Context, walsender bool) error {
-	s, err := openSession(ctx, r.cfg.Replica, walsender, nil)
-	if err != nil {
-		if walsender && ctx.Err() == nil {
-			return &refusedError{err}
+func (r *run) observe(ctx context.Context) error {
+	if r.s == nil {
+		s, err := openSession(ctx, r.cfg.Replica, false, nil)
+		if err != nil {
+			return err
 		}
-		return err
+		r.s = s
 	}
-	r.s, r.epoch = s, r.feed.Begin()
+	s := r.s
+	r.epoch = r.feed.Begin()
 	r.failed = make(chan error, 1)
 	r.pace = pace{min: r.cfg.MinInterval, max: r.cfg.MaxInterval, idle: r.cfg.IdleInterval}
 	r.feed.Note("") // of a run before this one
@@ -111,6 +112,14 @@ func (r *run) close() {
 	busy := r.s.busy
 	r.mu.Unlock()
 	r.s.close(busy)
+}
+
+// takeOver ends the run in favour of s.
+func (r *run) takeOver(s *session) {
+	r.mu.Lock()
+	r.upgraded = s
+	r.mu.Unlock()
+	r.fail(errUpgraded)
 }
 
 // fail ends the run.
@@ -248,13 +257,12 @@ func (r *run) report(a answer) error {
 		r.last.timeline, r.again = 0, true
 		return nil // a query will say more
 	}
-	if rd.standby && rd.timeline == 0 && rd.known && (r.refused == nil || time.Since(r.refusedAt) > r.refused.pause()) {
-		return errWantWalsender
+	if rd.standby && rd.timeline == 0 && rd.known && !r.s.walsender {
+		if err := r.upgrade.want(r.streams.ctx, r.streams.spawn, r.takeOver); err != nil {
+			rd.reason += " (" + err.Error() + ")"
+		}
 	}
-	if rd.timeline == 0 && rd.known && r.refused != nil {
-		rd.reason += " (" + r.refused.Error() + ")"
-	}
-	history, err := r.histories.of(r.streams.ctx, r.s.system, rd.timeline, r.streams.spawn, func() { r.event(true) })
+	history, err := r.histories.of(r.streams.ctx, r.s, rd.timeline, r.streams.spawn, func() { r.event(true) })
 	if err != nil {
 		rd.reason = err.Error()
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -25,12 +26,14 @@ type scripted struct {
 	// call, where it is set, answers a FunctionCall: the connection is then one to
 	// the server itself, not through a pooler.
 	call func(conn int, function uint32) []byte
+	// callFails, where it is set, may refuse a FunctionCall.
+	callFails func(function uint32) error
 	// stream, where it is set, has the connection from START_REPLICATION on.
 	stream func(st *scriptedStream)
 	// cancel, where it is set, is called with the process that is to be cancelled.
 	cancel func(conn int)
 	// noWalsender refuses replication connections.
-	noWalsender bool
+	noWalsender atomic.Bool
 
 	mu      sync.Mutex
 	conns   []net.Conn // the server's ends; guarded by mu
@@ -95,7 +98,7 @@ func (s *scripted) serve(n int, c net.Conn) {
 		}
 		return
 	}
-	if m, is := startup.(*pgproto3.StartupMessage); is && m.Parameters["replication"] != "" && s.noWalsender {
+	if m, is := startup.(*pgproto3.StartupMessage); is && m.Parameters["replication"] != "" && s.noWalsender.Load() {
 		_ = sendError(b, &pgconn.PgError{Severity: "FATAL", Code: "42501", Message: "permission denied to start WAL sender"})
 		return
 	}
@@ -141,7 +144,15 @@ func (s *scripted) serve(n int, c net.Conn) {
 			}
 		case *pgproto3.FunctionCall:
 			s.note(fmt.Sprint("call ", msg.Function))
-			b.Send(&pgproto3.FunctionCallResponse{Result: s.call(n, msg.Function)})
+			result, err := s.call(n, msg.Function), error(nil)
+			if s.callFails != nil {
+				err = s.callFails(msg.Function)
+			}
+			if err == nil {
+				b.Send(&pgproto3.FunctionCallResponse{Result: result})
+			} else if sendError(b, err) != nil {
+				return
+			}
 			b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 			if b.Flush() != nil {
 				return

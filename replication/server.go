@@ -2,10 +2,12 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Server says how to reach one PostgreSQL server, and how long each step may
@@ -37,6 +39,13 @@ const (
 // closeTimeout bounds saying goodbye to a server that may be gone.
 const closeTimeout = 250 * time.Millisecond
 
+// SQLSTATEs that matter here.
+const (
+	queryCanceled         = "57014" // what interrupt, or an administrator, ends
+	insufficientPrivilege = "42501"
+	tooManyConnections    = "53300" // or walsenders
+)
+
 func (s Server) isZero() bool { return s.DSN == "" && s.Config == nil }
 
 // checked returns s with its defaults filled in and its DSN parsed. field is its
@@ -58,9 +67,9 @@ func (s Server) checked(field string) (Server, error) {
 	if s.DSN == "" {
 		return s, fmt.Errorf("replication: Config.%s has neither DSN nor Config: say which server to connect to", field)
 	}
-	cfg, err := pgx.ParseConfig(s.DSN)
+	cfg, err := ParseDSN(s.DSN)
 	if err != nil {
-		return s, fmt.Errorf("replication: Config.%s.DSN: %w", field, err) // pgx leaves the password out
+		return s, fmt.Errorf("replication: Config.%s.DSN: %w", field, err)
 	}
 	s.Config = cfg
 	return s, nil
@@ -90,9 +99,24 @@ func (s Server) connect(ctx context.Context, walsender bool) (*pgx.Conn, error) 
 	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("replication: %w", err)
+		return nil, refusal(err, cfg, walsender)
 	}
 	return conn, nil
+}
+
+// refusal says why a connection could not be made, and what mends it.
+func refusal(err error, cfg *pgx.ConnConfig, walsender bool) error {
+	said, is := errors.AsType[*pgconn.PgError](err)
+	if !is || !walsender {
+		return fmt.Errorf("replication: %w", err)
+	}
+	switch said.Code {
+	case insufficientPrivilege:
+		err = fmt.Errorf("%w: ALTER ROLE %s REPLICATION on the primary", said, quoted(cfg.User))
+	case tooManyConnections:
+		err = fmt.Errorf("%w: raise max_wal_senders and max_connections, or close what needs none", said)
+	}
+	return fmt.Errorf("replication: open a replication connection: %w", err)
 }
 
 // disconnect closes conn whether or not the server still listens.

@@ -54,9 +54,6 @@ type answer struct {
 	err      error
 }
 
-// queryCanceled is the SQLSTATE of what interrupt, or an administrator, ends.
-const queryCanceled = "57014"
-
 // maxAnswer bounds a message from the server; a position is a hundred bytes.
 const maxAnswer = 1 << 20
 
@@ -73,7 +70,7 @@ func openSession(ctx context.Context, server Server, walsender bool, peer *sessi
 	defer cancel()
 	err = s.identify(ctx)
 	if err == nil {
-		err = s.meet(ctx, peer)
+		err = meet(ctx, conn, peer)
 	}
 	if err == nil {
 		s.link, err = conn.PgConn().Hijack()
@@ -117,17 +114,18 @@ func (s *session) identify(ctx context.Context) error {
 	return s.findFastpath(ctx, backend)
 }
 
-// meet looks for peer's process.
-func (s *session) meet(ctx context.Context, peer *session) error {
+// meet fails where conn has reached another server than peer has, or another
+// life of it: it looks for peer's process.
+func meet(ctx context.Context, conn *pgx.Conn, peer *session) error {
 	if peer == nil {
 		return nil
 	}
 	var started *string
-	err := s.conn.QueryRow(ctx, `SELECT max(backend_start::text) FROM pg_stat_get_activity($1::text::int)`, peer.backend).Scan(&started)
+	err := conn.QueryRow(ctx, `SELECT max(backend_start::text) FROM pg_stat_get_activity($1::text::int)`, peer.backend).Scan(&started)
 	if err != nil {
 		return fmt.Errorf("replication: look for our other session: %w", err)
 	}
-	if started == nil || *started != peer.started || s.system != peer.system {
+	if started == nil || *started != peer.started {
 		return errors.New("replication: a second connection reached another server than the first: the connection string has to lead to one server")
 	}
 	return nil

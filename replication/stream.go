@@ -25,6 +25,9 @@ const (
 	// restFor is the pause between two reads while nobody waits: what has come
 	// meanwhile is read in one go.
 	restFor = 50 * time.Millisecond
+	// burstFor is how long messages that have come in part or whole may put off
+	// the hint: a stream without a gap is a burst without an end.
+	burstFor = time.Millisecond
 	// maxMessage bounds a message of a stream: the server sends at most 128 KiB of
 	// WAL in one (src/backend/replication/walsender.c, MAX_SEND_SIZE).
 	maxMessage = 1 << 20
@@ -91,7 +94,7 @@ func (s *walStream) run(ctx context.Context) error {
 
 func (s *walStream) read(ctx context.Context) error {
 	f, link := s.conn.PgConn().Frontend(), s.conn.PgConn().Conn()
-	var extended time.Time
+	var extended, hinted time.Time
 	waited := time.Now()
 	for {
 		if now := time.Now(); now.Sub(extended) > time.Second {
@@ -120,14 +123,15 @@ func (s *walStream) read(ctx context.Context) error {
 		case *pgproto3.CommandComplete, *pgproto3.ReadyForQuery:
 			return errors.New("the stream has ended: the server waits for the next command")
 		}
-		if f.ReadBufferLen() > 0 {
+		now := time.Now()
+		if f.ReadBufferLen() > 0 && now.Sub(hinted) < burstFor {
 			continue // a burst is one hint
 		}
 		if s.news {
-			s.news = false
+			s.news, hinted = false, now
 			s.l.hint(tracker.LSN(s.received.Load()))
 		}
-		switch now := time.Now(); {
+		switch {
 		case s.l.demand().Waiting > 0:
 			waited = now
 		case now.Sub(waited) > freshFor:

@@ -34,7 +34,7 @@ var errReading = errors.New("replication: the timeline's history is being read")
 
 // of returns how timeline came about: nil, with the reason, while that is not
 // known. spawn runs what reads it; known is called when it has been read.
-func (h *histories) of(ctx context.Context, system uint64, timeline uint32, spawn func(func()) bool, known func()) (tracker.History, error) {
+func (h *histories) of(ctx context.Context, s *session, timeline uint32, spawn func(func()) bool, known func()) (tracker.History, error) {
 	switch timeline {
 	case 0:
 		return nil, nil
@@ -49,7 +49,7 @@ func (h *histories) of(ctx context.Context, system uint64, timeline uint32, spaw
 	}
 	if h.history == nil && !h.reading && !time.Now().Before(h.again) {
 		h.reading = spawn(func() {
-			history, err := readHistory(ctx, h.server, system, timeline)
+			history, err := readHistory(ctx, h.server, s.system, timeline, s)
 			h.mu.Lock()
 			h.reading = false
 			if h.timeline == timeline {
@@ -63,7 +63,10 @@ func (h *histories) of(ctx context.Context, system uint64, timeline uint32, spaw
 	return h.history, h.err
 }
 
-func readHistory(ctx context.Context, server Server, system uint64, timeline uint32) (tracker.History, error) {
+// readHistory reads it from the server that peer is a session to, nil: from any
+// of that system. Two servers that were promoted apart know two histories of one
+// timeline.
+func readHistory(ctx context.Context, server Server, system uint64, timeline uint32, peer *session) (tracker.History, error) {
 	conn, err := server.connect(ctx, true)
 	if err != nil {
 		return nil, fmt.Errorf("replication: read the history of timeline %d: %w", timeline, err)
@@ -74,7 +77,13 @@ func readHistory(ctx context.Context, server Server, system uint64, timeline uin
 	if _, err := identifySystem(ctx, conn.PgConn(), system); err != nil {
 		return nil, err
 	}
+	if err := meet(ctx, conn, peer); err != nil {
+		return nil, err
+	}
 	file, err := pglogrepl.TimelineHistory(ctx, conn.PgConn(), int32(timeline))
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("the server did not answer within %s", server.QueryTimeout)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("replication: TIMELINE_HISTORY %d: %w", timeline, err)
 	}

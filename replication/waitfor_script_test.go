@@ -44,8 +44,6 @@ func newWaiting(t *testing.T) *waiting {
 		switch {
 		case query == fastQuery19:
 			return [][]*string{row("0", fmt.Sprint(recordFunction), "2", "3")}, nil
-		case strings.Contains(query, "max(backend_start::text)"):
-			return [][]*string{row("then")}, nil
 		case strings.HasPrefix(query, "WAIT FOR LSN"):
 			return s.wait(conn, query)
 		}
@@ -414,4 +412,43 @@ func (s *waiting) after(part string, rows [][]*string, err error) {
 		}
 		return answer(conn, query)
 	}
+}
+
+// A stream that comes up while the session is in a WAIT FOR LSN takes over in
+// the same epoch, and nobody notices.
+func TestWaitForGivesWayToAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		steer := newSteered(&s.lsn)
+		s.stream = steer.stream
+		s.noWalsender.Store(true)
+		tr := laddered(t, s.scripted, slow(Physical, WaitFor))
+		w, later := tr.Request(tok(200)), tr.Request(tok(300))
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if n, _ := s.waits(200); n == 0 || tr.State().Source != "waitfor" {
+			t.Fatalf("%d waits, %+v", n, tr.State())
+		}
+		s.noWalsender.Store(false)
+		st := <-steer.streams
+		synctest.Wait()
+		time.Sleep(time.Millisecond)
+		if s := tr.State(); s.Source != "physical" || !s.Known {
+			t.Errorf("%+v", s)
+		}
+		s.replay(200)
+		if err := st.send(keepalive(200, false)); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Millisecond)
+		if !woken(t, w) || woken(t, later) {
+			t.Errorf("%+v", tr.State())
+		}
+		if got := tr.Stats(); got.Epochs != 1 || got.Failures != 0 {
+			t.Errorf("%+v", got)
+		}
+		if n, _ := s.waits(300); n != 0 {
+			t.Errorf("%d still WAIT FOR LSN", n)
+		}
+	})
 }

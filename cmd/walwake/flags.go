@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/walwake/walwake/replication"
 )
 
 // choice is a flag that takes one of a few words.
@@ -86,7 +88,7 @@ func (a *app) optional(f serverFlag) (*server, error) {
 	if strings.TrimSpace(dsn) == "" {
 		return nil, nil
 	}
-	config, err := parseDSN(dsn)
+	config, err := replication.ParseDSN(dsn)
 	if err != nil {
 		return nil, usagef("%s: %w", from, err)
 	}

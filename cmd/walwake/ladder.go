@@ -53,11 +53,8 @@ func (r *replica) settle(ctx context.Context, within time.Duration) tracker.Stat
 	}
 }
 
-// rungs are those of a source, for a person: one that has no ladder is its only one.
+// rungs are a ladder's, for a person.
 func rungs(s tracker.State) []rung {
-	if len(s.Ladder) == 0 {
-		return []rung{{Source: s.Source, Up: s.Known}}
-	}
 	shown := make([]rung, 0, len(s.Ladder))
 	for _, l := range s.Ladder {
 		shown = append(shown, rung{Source: l.Source, Up: l.Up, Reason: oneLine(plain(l.Reason))})
