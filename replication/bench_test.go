@@ -66,6 +66,7 @@ func ways(major int) []way {
 	if major >= 19 {
 		all = append(all, way{"WAIT FOR LSN", native})
 	}
+	all = append(all, way{"walwake", walwake()})
 	for _, k := range kinds(major) {
 		all = append(all, way{"walwake " + string(k), walwake(k)})
 	}
@@ -236,12 +237,13 @@ func native(ctx context.Context, c *replicationtest.Cluster) (func(context.Conte
 	}, done, err
 }
 
-func walwake(kind replication.Kind) func(context.Context, *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+// walwake is a tracker as users make it; with kind, with that stream up.
+func walwake(kind ...replication.Kind) func(context.Context, *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
 	return func(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
 		source, err := replication.New(replication.Config{
 			Replica: replication.Server{DSN: c.Standbys[0].DSN()},
 			Primary: replication.Server{DSN: c.Primary.DSN()},
-			Use:     []replication.Kind{kind},
+			Use:     kind,
 		})
 		if err != nil {
 			return nil, nil, err
@@ -252,9 +254,12 @@ func walwake(kind replication.Kind) func(context.Context, *replicationtest.Clust
 		}
 		go func() { _ = tr.Run(context.Background()) }()
 		<-tr.Ready()
+		if len(kind) == 0 {
+			return tr.Wait, tr.Close, nil
+		}
 		w := tr.Request(tracker.Token{LSN: 1 << 60})
 		defer w.Cancel()
-		for tr.State().Source != string(kind) {
+		for tr.State().Source != string(kind[0]) {
 			if ctx.Err() != nil {
 				return nil, nil, fmt.Errorf("%s does not come up: %+v", kind, tr.State())
 			}

@@ -26,7 +26,7 @@ type board struct {
 type state uint8
 
 const (
-	resting state = iota // it starts when somebody waits, and has not failed
+	resting state = iota // it starts when a wait lasts, and has not failed
 	up
 	failing // it cannot be used, or not now: see the rung's reason
 )
@@ -63,7 +63,7 @@ func (b *board) reset() {
 		if r.Up {
 			r.Up, r.Since = false, time.Now()
 		}
-		r.Reason, b.states[i] = "starts when somebody waits", resting
+		r.Reason, b.states[i] = "starts when a wait lasts", resting
 	}
 	b.changedLocked()
 	rungs := slices.Clone(b.rungs)

@@ -15,8 +15,9 @@
 //   - WaitFor has the server answer when replay has come far enough.
 //   - Poll asks at once when somebody begins to wait, and then ever less often.
 //
-// The best kind that works is used. A stream is opened when somebody waits and
-// closed when nobody has for a while; until it is up, and when it drops, there is
+// The best kind that works is used. A stream is opened when somebody has waited
+// for 10 ms, up to which asking is as quick and costs the server less, and closed
+// when no wait has lasted for a while; until it is up, and when it drops, there is
 // polling, over the same session and without a gap. tracker.State says which
 // kind is in use and why each better one is not.
 //

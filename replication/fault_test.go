@@ -14,10 +14,9 @@ import (
 )
 
 const (
-	// Generous, since the machine may be busy: what is lost for good does not come
-	// within them.
-	soon  = 30 * time.Second // where the kind or the safety net wakes
-	later = 45 * time.Second // where a connection has to be made anew
+	// What is lost for good does not come within them, however busy the machine.
+	soon  = 10 * time.Second // where the kind or the safety net wakes
+	later = 30 * time.Second // where a connection has to be made anew
 )
 
 // One cluster goes through all that can happen to it, a thousand waiters with
@@ -102,7 +101,7 @@ func TestFaultsWakeAThousandWaitersOfEachKind(t *testing.T) {
 			last := f.last()
 			started := time.Now()
 			f.must(end(ctx))
-			if d := time.Since(started); d > 20*time.Second {
+			if d := time.Since(started); d > soon {
 				t.Errorf("our connections held up the standby's end: %s", d)
 			}
 			for _, w := range f.watched {
@@ -187,7 +186,7 @@ func networkCut(f *faults) {
 	}
 	for _, w := range f.watched {
 		eventually(f.T, string(w.kind)+" notices", func() bool { _, known := w.LastReplay(); return !known })
-		if d := time.Since(cut); d > 30*time.Second { // a query may take two seconds here
+		if d := time.Since(cut); d > soon { // a query may take two seconds here
 			f.Errorf("%s: noticed after %s", w.kind, d)
 		}
 		eventually(f.T, string(w.kind)+" says why", func() bool { return w.State().Failure != nil })

@@ -62,8 +62,8 @@ type Config struct {
 	// the server still answers. 0 means DefaultIdleInterval.
 	IdleInterval time.Duration
 
-	// Linger is how long a stream goes on after the last waiter went, before it
-	// is closed. 0 means DefaultLinger.
+	// Linger is how long a stream goes on after the last wait that lasted for
+	// 10 ms, before it is closed. 0 means DefaultLinger.
 	Linger time.Duration
 }
 

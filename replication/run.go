@@ -58,6 +58,7 @@ type run struct {
 	heard   tracker.LSN // the highest position that a stream told of
 	heardAt time.Time
 	timer   *time.Timer
+	patience
 }
 
 // next returns the run after r, which keeps what was learned at some cost. Calls
@@ -84,6 +85,7 @@ func (r *run) observe(ctx context.Context) error {
 	r.streams = newStreams(ctx, r)
 	r.mu.Lock()
 	r.timer = time.AfterFunc(r.cfg.IdleInterval, r.tick)
+	r.patience.timer = time.AfterFunc(time.Hour, r.lasts)
 	r.mu.Unlock()
 	defer r.close()
 	s.listen(func(a answer) { r.take(s, a) })
@@ -104,6 +106,7 @@ func (r *run) close() {
 	r.feed.OnDemand(func() {})
 	r.timer.Stop()
 	r.mu.Lock()
+	r.patience.timer.Stop()
 	r.over = true
 	r.mu.Unlock()
 	r.epoch.End()
@@ -141,10 +144,31 @@ func (r *run) first() {
 	}
 }
 
-// demanded is called when who waits has changed.
+// demanded is called when who waits has changed. Asking comes first: it is what
+// they wait for.
 func (r *run) demanded() {
-	r.streams.kick()
 	r.event(true)
+	if r.streams.attentive.Load() > 0 {
+		r.streams.kick()
+	}
+}
+
+// lasts is called when somebody may have waited for so long that streams are
+// worth their while.
+func (r *run) lasts() {
+	r.mu.Lock()
+	lasting := !r.over && r.outlastedLocked(time.Now())
+	r.mu.Unlock()
+	if lasting {
+		r.streams.kick()
+	}
+}
+
+// idle returns for how long no wait has lasted: 0 while one does.
+func (r *run) idle() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.idleLocked(time.Now())
 }
 
 // hinted is called when a stream says that the server has come to lsn, or is
@@ -182,6 +206,7 @@ func (r *run) actLocked() (time.Duration, error) {
 	if d.Waiting > 0 {
 		r.wanted = now
 	}
+	r.followLocked(d.Waiting > 0, now)
 	pause := r.pace.next(d, now)
 	next := r.heard
 	if d.Waiting > 0 {

@@ -196,12 +196,13 @@ func (s *walStream) write(ctx context.Context) error {
 	defer ping.Stop()
 	pause := firstPing
 	var target tracker.LSN
-	alive, waited := time.Now(), time.Now()
+	alive := time.Now()
+	if s.pings {
+		s.l.run.streams.attentive.Add(1)
+		defer s.l.run.streams.attentive.Add(-1)
+	}
 	for {
 		d := s.l.demand()
-		if d.Waiting > 0 {
-			waited = time.Now()
-		}
 		behind := s.pings && d.Waiting > 0 && uint64(d.Lowest) > s.received.Load()
 		if behind && d.Lowest != target {
 			target, pause = d.Lowest, firstPing
@@ -215,7 +216,7 @@ func (s *walStream) write(ctx context.Context) error {
 			continue
 		case <-s.reply:
 		case <-confirm.C:
-			if time.Since(waited) > s.l.cfg.Linger { // a silent server does not let the reader look
+			if s.l.idle() > s.l.cfg.Linger { // a silent server does not let the reader look
 				return errNobodyWaits
 			}
 			if asking = time.Since(alive) > aliveEvery; asking {

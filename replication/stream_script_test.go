@@ -56,7 +56,7 @@ func TestStreamWakesWhoWaits(t *testing.T) {
 				steer.mute.Store(true)
 				s := streamScript(t, &lsn, steer.stream)
 				tr := laddered(t, s, slow(kind))
-				if r := rung(t, tr, kind); r.Up || r.Reason != "starts when somebody waits" || s.count("START_REPLICATION") != 0 {
+				if r := rung(t, tr, kind); r.Up || r.Reason != "starts when a wait lasts" || s.count("START_REPLICATION") != 0 {
 					t.Errorf("before anybody waits: %+v", r)
 				}
 				w, later := tr.Request(tok(200)), tr.Request(tok(300))
@@ -281,7 +281,7 @@ func TestStreamLingersThenEnds(t *testing.T) {
 		}
 		time.Sleep(time.Second + confirmEvery + restFor)
 		synctest.Wait()
-		if r := rung(t, tr, kind); r.Up || r.Reason != "nobody waits" {
+		if r := rung(t, tr, kind); r.Up || r.Reason != "no wait has lasted" {
 			t.Errorf("%s after the last one waited: %+v", linger+confirmEvery, r)
 		}
 		before, _ := s.asked()

@@ -5,19 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
 )
 
 // streams runs the kinds that listen to the server. Each starts when somebody
-// waits and all better kinds have failed, and ends when nobody has waited for a while
-// or a better one has come up. What they hear is a hint to ask.
+// waits for long and all better kinds have failed, and ends when nobody has for a
+// while or a better one has come up. What they hear is a hint to ask.
 type streams struct {
 	r      *run
 	ctx    context.Context //nolint:containedctx // of the goroutines that it owns
 	cancel context.CancelFunc
 	all    sync.WaitGroup
+
+	attentive atomic.Int32 // how many want to be kicked at every change of demand
 
 	mu    sync.Mutex
 	kicks []chan struct{} // guarded by mu; one each: demand may have changed
@@ -29,6 +32,7 @@ type listener struct {
 	cfg    Config
 	system uint64
 	demand func() tracker.Demand
+	idle   func() time.Duration // for how long nobody has waited for long
 	kicked <-chan struct{}
 	up     func()              // it listens now
 	hint   func(tracker.LSN)   // the server has come to a position, or is about to
@@ -36,7 +40,7 @@ type listener struct {
 }
 
 // errNobodyWaits ends a stream that nobody has needed for Config.Linger.
-var errNobodyWaits = errors.New("nobody waits")
+var errNobodyWaits = errors.New("no wait has lasted")
 
 func newStreams(ctx context.Context, r *run) *streams {
 	st := &streams{r: r}
@@ -104,6 +108,7 @@ func (st *streams) start(kind Kind) {
 		cfg:    r.cfg,
 		system: r.s.system,
 		demand: r.feed.Demand,
+		idle:   r.idle,
 		kicked: kicked,
 		up:     func() { r.board.set(kind, up, "") },
 		note:   func(reason string) { r.board.set(kind, failing, reason) },
@@ -137,12 +142,12 @@ func keep(ctx context.Context, board *board, kind Kind, l *listener) {
 	}
 }
 
-// needed blocks until somebody waits and all better kinds have failed; false: ctx
-// ended.
+// needed blocks until somebody waits for long and all better kinds have failed;
+// false: ctx ended.
 func needed(ctx context.Context, board *board, kind Kind, l *listener) bool {
 	for {
 		better, change := board.hopeful(kind)
-		if !better && l.demand().Waiting > 0 {
+		if !better && l.idle() == 0 {
 			return true
 		}
 		select {

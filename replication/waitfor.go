@@ -52,13 +52,12 @@ func listenWaitFor(ctx context.Context, l *listener) error {
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-l.kicked:
-			linger.Reset(l.cfg.Linger)
 		case <-linger.C:
-			if l.demand().Waiting == 0 {
+			idle := l.idle()
+			if idle >= l.cfg.Linger {
 				return errNobodyWaits
 			}
-			linger.Reset(l.cfg.Linger)
+			linger.Reset(l.cfg.Linger - idle)
 		}
 	}
 }

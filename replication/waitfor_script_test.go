@@ -142,7 +142,7 @@ func TestWaitForWakesWhoWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newWaiting(t)
 		tr := laddered(t, s.scripted, slow(WaitFor))
-		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "starts when somebody waits" {
+		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "starts when a wait lasts" {
 			t.Errorf("%+v", r)
 		}
 		w, later := tr.Request(tok(200)), tr.Request(tok(300))
@@ -324,7 +324,7 @@ func TestWaitForEndsWhenNobodyWaits(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "nobody waits" {
+		if r := rung(t, tr, WaitFor); r.Up || r.Reason != "no wait has lasted" {
 			t.Errorf("it goes on for nobody: %+v", r)
 		}
 		if st := tr.State(); !st.Known || st.Failure != nil || tr.Stats().Failures != 0 {

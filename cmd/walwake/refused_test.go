@@ -13,11 +13,11 @@ import (
 func ways(dsn string) map[string][]string {
 	return map[string][]string{
 		"token":         {"token", "--primary", dsn},
-		"status":        {"status", "--replica", dsn, "--timeout", "30s"},
-		"doctor":        {"doctor", "--replica", dsn, "--timeout", "30s"},
-		"wait":          {"wait", "--replica", dsn, "--timeout", "30s", "0/1"},
-		"wait raw":      {"wait", "--replica", dsn, "--timeout", "30s", "0/2000028"},
-		"wait, checked": {"wait", "--primary", dsn, "--replica", dsn, "--timeout", "30s", "0/1"},
+		"status":        {"status", "--replica", dsn, "--timeout", "10m"},
+		"doctor":        {"doctor", "--replica", dsn, "--timeout", "10m"},
+		"wait":          {"wait", "--replica", dsn, "--timeout", "10m", "0/1"},
+		"wait raw":      {"wait", "--replica", dsn, "--timeout", "10m", "0/2000028"},
+		"wait, checked": {"wait", "--primary", dsn, "--replica", dsn, "--timeout", "10m", "0/1"},
 	}
 }
 
