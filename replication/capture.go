@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -35,46 +36,60 @@ type SQLQuerier interface {
 }
 
 // Capture returns a token for all that was committed on conn's server, the
-// primary, when it was called: call it after COMMIT has returned. It takes one
-// round trip, and ends with ctx. The commit need not have been made on conn,
-// but after a failover only the same connection is sure to be the same server.
+// primary, when it was called: call it after COMMIT has returned. The commit
+// need not have been made on conn, but after a failover only the same connection
+// is sure to be the same server. It ends with ctx.
+//
+// It takes one round trip where the WAL up to the token is flushed, as a commit
+// leaves it. Where somebody has written more since, or the commit was made with
+// synchronous_commit = off, it waits for the flush, without which no replica gets
+// the WAL; after some 4 ms it has the server flush. On an idle primary nobody else
+// might for many seconds: hint bits, open transactions and the like write WAL
+// that is not flushed with them.
 //
 // Inside a transaction that has written it is ErrInTransaction, on a standby
 // ErrStandby. The role needs nothing but LOGIN.
 func Capture(ctx context.Context, conn Querier) (tracker.Token, error) {
-	return capture(conn.QueryRow(ctx, captureQuery))
+	return capture(ctx, func(query string, to ...any) error { return conn.QueryRow(ctx, query).Scan(to...) })
 }
 
 // CaptureSQL is Capture for database/sql, with any driver for PostgreSQL.
 func CaptureSQL(ctx context.Context, db SQLQuerier) (tracker.Token, error) {
-	return capture(db.QueryRowContext(ctx, captureQuery))
+	return capture(ctx, func(query string, to ...any) error { return db.QueryRowContext(ctx, query).Scan(to...) })
 }
 
 // captureQuery asks for the insert position: the write position is below a
 // commit made with synchronous_commit = off. current_setting answers in
 // microseconds what the pg_settings view takes a millisecond for. The text
-// columns spare the driver from knowing the types.
+// columns spare the driver from knowing the types. The setting is gone with the
+// statement, unless that is in a transaction block: see flushedQuery.
 const captureQuery = `
 SELECT pg_is_in_recovery(),
        pg_current_xact_id_if_assigned() IS NOT NULL,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END,
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END,
        (SELECT system_identifier FROM pg_control_system()),
        current_setting('wal_block_size')::bigint,
-       pg_size_bytes(current_setting('wal_segment_size'))`
+       pg_size_bytes(current_setting('wal_segment_size')),
+       current_setting('server_version_num')::bigint,
+       set_config('walwake.capture', 'block', true)`
 
-func capture(row pgx.Row) (tracker.Token, error) {
+const flushedQuery = `SELECT pg_current_wal_flush_lsn()::text, coalesce(current_setting('walwake.capture', true) = 'block', false)`
+
+func capture(ctx context.Context, query func(sql string, to ...any) error) (tracker.Token, error) {
 	var (
-		recovery, written bool
-		lsn, walfile      *string
-		system            int64 // pg_control_system casts the unsigned number
-		block, segment    int64
+		recovery, written      bool
+		lsn, walfile, flushed  *string
+		system                 int64 // pg_control_system casts the unsigned number
+		page, segment, version int64
+		set                    string
 	)
-	if err := row.Scan(&recovery, &written, &lsn, &walfile, &system, &block, &segment); err != nil {
-		return tracker.Token{}, fmt.Errorf("replication: capture a token: %w", err)
-	}
+	err := query(captureQuery, &recovery, &written, &lsn, &walfile, &flushed, &system, &page, &segment, &version, &set)
 	switch {
-	case recovery || lsn == nil || walfile == nil:
+	case err != nil:
+		return tracker.Token{}, fmt.Errorf("replication: capture a token: %w", err)
+	case recovery || lsn == nil || walfile == nil || flushed == nil:
 		return tracker.Token{}, ErrStandby
 	case written:
 		return tracker.Token{}, ErrInTransaction
@@ -87,8 +102,50 @@ func capture(row pgx.Row) (tracker.Token, error) {
 	if err != nil {
 		return tracker.Token{}, fmt.Errorf("replication: capture a token: %w", err)
 	}
-	sizes := walSizes{uint64(block), uint64(segment)}
-	return tracker.Token{System: uint64(system), Timeline: timeline, LSN: sizes.recordEnd(at)}, nil
+	sizes := walSizes{uint64(page), uint64(segment)}
+	tok := tracker.Token{System: uint64(system), Timeline: timeline, LSN: sizes.recordEnd(at)}
+	if up, err := tracker.ParseLSN(*flushed); err != nil || up < tok.LSN {
+		if err := flush(ctx, query, tok.LSN, version); err != nil {
+			return tracker.Token{}, fmt.Errorf("replication: capture a token: %w", err)
+		}
+	}
+	return tok, nil
+}
+
+// flushPauses are between looks whether others' commits have flushed the WAL.
+var flushPauses = []time.Duration{500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond}
+
+// flush waits until the WAL up to lsn is flushed, and has the server flush it
+// when nobody else does: with a small message in the WAL, which means nothing to
+// anybody. Within somebody's transaction block it leaves that to others.
+func flush(ctx context.Context, query func(sql string, to ...any) error, lsn tracker.LSN, version int64) error {
+	var block bool
+	for _, pause := range flushPauses {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		var flushed string
+		if err := query(flushedQuery, &flushed, &block); err != nil {
+			return err
+		}
+		if up, err := tracker.ParseLSN(flushed); err != nil || up >= lsn {
+			return err
+		}
+	}
+	if block {
+		return nil
+	}
+	message := `SELECT set_config('synchronous_commit', 'local', true) || pg_logical_emit_message(true, 'walwake', '')` // its commit flushes
+	if version >= 170000 {
+		message = `SELECT pg_logical_emit_message(false, 'walwake', '', true)::text`
+	}
+	var end string
+	if err := query(message, &end); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil // one that may not: the token is right all the same
 }
 
 // walSizes are the server's WAL block and segment sizes, in bytes.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib"
@@ -59,6 +60,43 @@ func TestCaptureCoversACommitThatIsNotFlushed(t *testing.T) {
 	}
 	if low == 0 {
 		t.Error("the write position was never below the commit: the test shows nothing")
+	}
+}
+
+// WAL that nobody flushes does not go to the replicas: on an idle primary a wait
+// for it would last until the next commit, or for some 15 s.
+func TestCaptureIsReachableWhereOthersHaveNotFlushed(t *testing.T) {
+	c := cluster(t)
+	ctx := t.Context()
+	other, conn := connect(t, c.Primary), connect(t, c.Primary)
+	tr := poll(t, c.Standbys[0].DSN(), tracker.Config{})
+	unflushed := 0
+	for range 5 {
+		exec(t, conn, `INSERT INTO writes SELECT coalesce(max(id), 0) + 1 FROM writes`)
+		tx, err := other.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(ctx, `INSERT INTO writes SELECT coalesce(max(id), 0) + 1000 FROM writes`); err != nil {
+			t.Fatal(err)
+		}
+		if value[bool](t, conn, `SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()`) {
+			unflushed++
+		}
+		tok := capture(t, conn)
+		flushed := value[tracker.LSN](t, conn, `SELECT pg_current_wal_flush_lsn()`)
+		if flushed < tok.LSN {
+			t.Errorf("captured %s, flushed up to %s", tok.LSN, flushed)
+		}
+		started := time.Now()
+		wait(t, tr, tok)
+		t.Logf("waited for %s", time.Since(started))
+		if err := tx.Rollback(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if unflushed == 0 {
+		t.Error("all was flushed: the test shows nothing")
 	}
 }
 

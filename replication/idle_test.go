@@ -20,6 +20,8 @@ func TestNoWakeUpIsLostOnAnIdlePrimary(t *testing.T) {
 	for _, kind := range kinds(c.Version) {
 		t.Run(string(kind), func(t *testing.T) {
 			tr := follow(t, c, c.Standbys[0], kind, tracker.Config{Timeout: time.Minute})
+			always := tr.Request(tracker.Token{LSN: 1 << 60}) // who keeps the stream open
+			defer always.Cancel()
 			writer := connect(t, c.Primary)
 			o := &oracle{ctx: context.WithoutCancel(t.Context()), node: c.Standbys[0]}
 			defer o.close()
@@ -55,6 +57,9 @@ func TestNoWakeUpIsLostOnAnIdlePrimary(t *testing.T) {
 			}
 			t.Logf("PostgreSQL %s, %s: %d waits, mean %s, slowest %s; %d over 5 ms, %d of them more than 5 ms after the server's replay, the latest %s after it",
 				c.Release, kind, *idleWaits, all/time.Duration(*idleWaits), slowest, slow, late, latest)
+			if s := tr.State(); s.Source != string(kind) {
+				t.Errorf("at the end %s was in use", s.Source)
+			}
 			if latest > soon {
 				t.Errorf("a wake-up was lost for %s", latest)
 			}
