@@ -122,8 +122,9 @@ func FuzzAnswer(f *testing.F) {
 	call := func(result []byte) pgproto3.BackendMessage { return &pgproto3.FunctionCallResponse{Result: result} }
 	refused := &pgproto3.ErrorResponse{Severity: "ERROR", Code: "57014", Message: "canceling statement"}
 	for _, answer := range [][]byte{
-		encode(columns("1", "t", "0/C8", "1", "not paused"), ready),
-		encode(columns("1", "t", "0/C8", "", "paused"), ready),
+		encode(columns("1", "t", "0/C8", "1", "not paused", "t", "NULL", "NULL"), ready),
+		encode(columns("1", "t", "0/C8", "", "paused", "f", "1min", "33 Lock relation -1 on 77"), ready),
+		encode(columns("1", "t", "0/C8", "", "NULL", "NULL", "", " "), ready),
 		encode(columns("1", "t", "NULL", "NULL"), ready),
 		encode(columns("1", "t", "0/1FFFFFFFF", "1"), ready),
 		encode(columns("1", "f", "0/C8", "000000010000000000000001"), ready),

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -18,20 +19,21 @@ type reading struct {
 	timeline uint32      // of lsn; 0: not told
 	reason   string      // why position or timeline is not told; may be empty
 	fast     bool        // it came by fastpath
-	full     bool        // whether paused was asked for
-	paused   bool        // somebody has paused replay
+	full     bool        // whether held was asked for
+	held     held
+
+	unstreamed bool // reason says that no walreceiver streams
 }
 
 // note is what a person should know of the reading; may be empty.
 func (rd reading) note() string {
-	const paused = "replay is paused on the standby: SELECT pg_wal_replay_resume()"
-	switch {
-	case rd.paused && rd.reason != "":
-		return paused + "; " + rd.reason
-	case rd.paused:
-		return paused
+	h := rd.held
+	h.alone = h.alone && !rd.unstreamed // once is enough
+	all := h.reasons()
+	if rd.reason != "" {
+		all = append(all, rd.reason)
 	}
-	return rd.reason
+	return strings.Join(all, "; ")
 }
 
 // The questions for the position. Each asks for the position first and for its
@@ -56,9 +58,6 @@ const (
        CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END,
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END`
 
-	// pauseQuery stands behind standbyQuery where there is time for it.
-	pauseQuery = `, CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END`
-
 	// serverQuery asks for what is fixed as long as a server process runs.
 	serverQuery = `SELECT pg_backend_pid(),
        (SELECT backend_start::text FROM pg_stat_get_activity(pg_backend_pid())),
@@ -72,10 +71,19 @@ const (
 type question string
 
 const (
-	short   question = "walwake_short"   // standbyQuery
-	full    question = "walwake_full"    // with pauseQuery
+	short   question = "walwake_short"   // standbyQuery, or the fastpath where there is one
+	plain   question = "walwake_plain"   // standbyQuery: it says why the timeline is not told
+	full    question = "walwake_full"    // with heldQuery: it says why replay stands still
 	primary question = "walwake_primary" // primaryQuery
 )
+
+// prepared is the name under which q is.
+func (q question) prepared() string {
+	if q == plain {
+		q = short
+	}
+	return string(q)
+}
 
 func (q question) sql(major int) string {
 	standby := standbyQuery
@@ -83,10 +91,10 @@ func (q question) sql(major int) string {
 		standby = standbyQuery19
 	}
 	switch q {
-	case short:
+	case short, plain:
 		return standby
 	case full:
-		return standby + pauseQuery
+		return standby + heldQuery
 	default:
 		return primaryQuery
 	}
@@ -95,7 +103,7 @@ func (q question) sql(major int) string {
 // errPromoted says that a question for a standby reached a primary.
 var errPromoted = errors.New("replication: the server was promoted")
 
-// parse reads the answer to a question: 4 columns, or 5 with pauseQuery's.
+// parse reads the answer to a question: 4 columns, and heldQuery's behind them.
 // identified is the timeline that IDENTIFY_SYSTEM gave after the answer, 0 where
 // it was not asked.
 func (s *session) parse(row []*string, identified uint32) (rd reading, err error) {
@@ -104,7 +112,7 @@ func (s *session) parse(row []*string, identified uint32) (rd reading, err error
 			err = fmt.Errorf("replication: the server's position: %w", err)
 		}
 	}()
-	if len(row) < 4 || len(row) > 5 || row[0] == nil || row[1] == nil {
+	if len(row) != 4 && len(row) != 4+heldColumns || row[0] == nil || row[1] == nil {
 		return rd, fmt.Errorf("%d columns or a missing one", len(row))
 	}
 	if *row[0] != s.backend {
@@ -117,6 +125,9 @@ func (s *session) parse(row []*string, identified uint32) (rd reading, err error
 	if row[2] == nil {
 		rd.reason = "the standby has not begun to replay"
 		return rd, nil
+	}
+	if rd.full = len(row) > 4; rd.full {
+		rd.held, s.startup = parseHeld(row[4:])
 	}
 	if rd.lsn, err = tracker.ParseLSN(*row[2]); err != nil {
 		return rd, err
@@ -133,6 +144,7 @@ func (s *session) parse(row []*string, identified uint32) (rd reading, err error
 		rd.timeline = identified
 	case timeline == nil:
 		rd.reason = "the standby's walreceiver is not streaming, so its timeline is not visible"
+		rd.unstreamed = true
 	case *timeline == "":
 		rd.reason = fmt.Sprintf("the timeline is not visible to role %s: GRANT pg_read_all_stats TO %[1]s, or ALTER ROLE %[1]s REPLICATION",
 			pgx.Identifier{s.conn.Config().User}.Sanitize())
@@ -141,7 +153,5 @@ func (s *session) parse(row []*string, identified uint32) (rd reading, err error
 		n, err = strconv.ParseUint(*timeline, 10, 32)
 		rd.timeline = uint32(n)
 	}
-	rd.full = len(row) == 5
-	rd.paused = rd.full && row[4] != nil && *row[4] != "not paused"
 	return rd, err
 }

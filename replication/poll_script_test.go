@@ -19,7 +19,7 @@ func standbyScript(t *testing.T, lsn *atomic.Uint64) *scripted {
 		if query == serverQuery {
 			return [][]*string{row(fmt.Sprint(conn), "then", "7", "8192", "16777216", "t")}, nil
 		}
-		return [][]*string{row(fmt.Sprint(conn), "t", tracker.LSN(lsn.Load()).String(), "1", "not paused")}, nil
+		return [][]*string{told(conn, tracker.LSN(lsn.Load()))}, nil
 	}}
 }
 
@@ -171,11 +171,12 @@ func TestPollEndsWithItsDeadlineWhenTheServerStopsAnswering(t *testing.T) {
 
 func TestPollRefusesWhatAServerWouldNotSay(t *testing.T) {
 	for name, answer := range map[string][]*string{
-		"garbage position":  row("1", "t", "0/16B3748garbage", "1", "not paused"),
-		"overlong position": row("1", "t", "0/1FFFFFFFF", "1", "not paused"),
-		"few columns":       row("1", "t", "0/16B3748"),
-		"garbage timeline":  row("1", "t", "0/16B3748", "1x", "not paused"),
-		"null backend":      row("NULL", "t", "0/16B3748", "1", "not paused"),
+		"garbage position":   toldOtherwise(map[int]string{2: "0/16B3748garbage"}),
+		"overlong position":  toldOtherwise(map[int]string{2: "0/1FFFFFFFF"}),
+		"few columns":        told(1, 0x16B3748)[:3],
+		"columns in between": told(1, 0x16B3748)[:6],
+		"garbage timeline":   toldOtherwise(map[int]string{3: "1x"}),
+		"null backend":       toldOtherwise(map[int]string{0: "NULL"}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -211,11 +212,11 @@ func TestPollStartsAnEpochForEachServerProcessBehindAPooler(t *testing.T) {
 		backend.Store(11)
 		s := standbyScript(t, &lsn)
 		s.answer = func(_ int, query string) ([][]*string, error) {
-			pid := fmt.Sprint(backend.Load())
+			pid := int(backend.Load())
 			if query == serverQuery {
-				return [][]*string{row(pid, "then", "7", "8192", "16777216", "t")}, nil
+				return [][]*string{row(fmt.Sprint(pid), "then", "7", "8192", "16777216", "t")}, nil
 			}
-			return [][]*string{row(pid, "t", tracker.LSN(lsn.Load()).String(), "1", "not paused")}, nil
+			return [][]*string{told(pid, tracker.LSN(lsn.Load()))}, nil
 		}
 		tr := polling(t, s, tracker.Config{})
 		<-tr.Ready()

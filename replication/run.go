@@ -236,11 +236,14 @@ func (r *run) actLocked() (time.Duration, error) {
 
 // questionLocked is the short one, and now and then the full one.
 func (r *run) questionLocked(now time.Time) question {
-	if now.Sub(r.fullAt) < fullEvery && r.last.timeline != 0 {
-		return short // and where it brings no timeline, the full one says why
+	switch {
+	case now.Sub(r.fullAt) >= fullEvery:
+		r.fullAt = now
+		return full
+	case r.last.timeline == 0:
+		return plain
 	}
-	r.fullAt = now
-	return full
+	return short
 }
 
 // take is called by s's reader with each answer.
@@ -295,8 +298,12 @@ func (r *run) report(a answer) error {
 	// Timelines only grow. An answer that says less was overtaken.
 	late := rd.timeline != 0 && rd.timeline < r.last.timeline
 	said := r.last.note()
-	if !rd.full {
-		rd.paused = r.last.paused && rd.lsn == r.last.lsn // what moves is not paused
+	if moved := r.last.known && rd.lsn > r.last.lsn; !rd.full {
+		if rd.held = r.last.held; moved && rd.held != (held{}) {
+			rd.held = rd.held.since(rd.lsn, r.feed.Demand())
+		}
+	} else if moved {
+		rd.held.alone = false // it has something to replay yet
 	}
 	if !late {
 		r.last = rd

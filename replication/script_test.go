@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/walwake/walwake/tracker"
 )
 
 // scripted is a PostgreSQL server made of a function for each query, over
@@ -136,10 +138,15 @@ func (s *scripted) serve(n int, c net.Conn) {
 		case *pgproto3.Parse:
 			b.Send(&pgproto3.ParseComplete{})
 			b.Send(&pgproto3.ParameterDescription{})
-			b.Send(&pgproto3.RowDescription{Fields: fields(5)})
+			b.Send(&pgproto3.RowDescription{Fields: fields(len(told(1, 0)))})
 		case *pgproto3.Bind: // of what was parsed: the look
 			b.Send(&pgproto3.BindComplete{})
-			if s.rows(b, n, lookQuery, msg.PreparedStatement == "") != nil {
+			s.note(strings.Join(append([]string{lookQuery, msg.PreparedStatement}, texts(msg.Parameters)...), " "))
+			most := len(told(1, 0))
+			if msg.PreparedStatement == string(short) {
+				most -= heldColumns
+			}
+			if s.rows(b, n, lookQuery, most, msg.PreparedStatement == "") != nil {
 				return
 			}
 		case *pgproto3.FunctionCall:
@@ -168,9 +175,21 @@ func (s *scripted) serve(n int, c net.Conn) {
 	}
 }
 
+// texts are parameters; "NULL" is one.
+func texts(parameters [][]byte) (all []string) {
+	for _, p := range parameters {
+		if p == nil {
+			p = []byte("NULL")
+		}
+		all = append(all, string(p))
+	}
+	return all
+}
+
 // reply answers a simple query.
 func (s *scripted) reply(b *pgproto3.Backend, n int, query string) error {
-	if err := s.rows(b, n, query, true); err != nil {
+	s.note(query)
+	if err := s.rows(b, n, query, 100, true); err != nil {
 		return err
 	}
 	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
@@ -183,14 +202,15 @@ func (s *scripted) note(query string) {
 	s.queries = append(s.queries, query)
 }
 
-// rows sends what answer returned. Its error says that the connection is to end.
-func (s *scripted) rows(b *pgproto3.Backend, n int, query string, describe bool) error {
-	s.note(query)
+// rows sends what answer returned, of each row the first columns at the most. Its
+// error says that the connection is to end.
+func (s *scripted) rows(b *pgproto3.Backend, n int, query string, most int, describe bool) error {
 	rows, err := s.answer(n, query)
 	if err != nil {
 		return sendError(b, err)
 	}
 	for i, row := range rows {
+		row = row[:min(len(row), most)]
 		if i == 0 && describe {
 			b.Send(&pgproto3.RowDescription{Fields: fields(len(row))})
 		}
@@ -223,13 +243,31 @@ func sendError(b *pgproto3.Backend, err error) error {
 // lookQuery is what answer is asked for a position with, whichever question it was.
 const lookQuery = "position"
 
-// fields describes the columns of mayDecode (2), fastQuery (4), full (5),
-// serverQuery (6) and others.
+// told is the answer to the full question that process pid of a standby on timeline
+// 1 gives, where nothing holds replay back.
+func told(pid int, lsn tracker.LSN) []*string {
+	return row(fmt.Sprint(pid), "t", lsn.String(), "1", "not paused", "t", "NULL", fmt.Sprint(startupProcess))
+}
+
+// startupProcess is the scripted standby's.
+const startupProcess = 33
+
+// toldOtherwise is it with other columns.
+func toldOtherwise(columns map[int]string) []*string {
+	answer := told(1, 0x16B3748)
+	for i, c := range columns {
+		answer[i] = row(c)[0]
+	}
+	return answer
+}
+
+// fields describes the columns of mayDecode (2), fastQuery (4), serverQuery (6),
+// full (8) and others.
 func fields(n int) []pgproto3.FieldDescription {
 	const (
 		boolean, bigint, integer, text = 16, 20, 23, 25
 	)
-	oids := map[int][]uint32{2: {text, boolean}, 4: {bigint, bigint, integer, integer}, 5: {integer, boolean, text, text, text}, 6: {integer, text, bigint, bigint, bigint, boolean}}[n]
+	oids := map[int][]uint32{2: {text, boolean}, 4: {bigint, bigint, integer, integer}, 6: {integer, text, bigint, bigint, bigint, boolean}, 8: {integer, boolean, text, text, text, boolean, text, text}}[n]
 	var out []pgproto3.FieldDescription
 	for i := range n {
 		oid := uint32(text)

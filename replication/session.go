@@ -36,6 +36,7 @@ type session struct {
 	standby bool // whether it was one when the session began
 	sizes   walSizes
 	fast    *fastpath // nil where it cannot be used
+	startup uint32    // the startup process; 0: not known. Of the reader, and of who asks once the answer was taken
 
 	parts    atomic.Int32 // ReadyForQuery messages that the request's answer has
 	waiting  atomic.Bool  // the first of them is WAIT FOR LSN's
@@ -196,16 +197,32 @@ func (s *session) send(q question) {
 	switch {
 	case s.walsender:
 		s.parts.Add(2)
-		f.Send(&pgproto3.Query{String: q.sql(s.major)})
+		sql := q.sql(s.major)
+		if q == full {
+			sql = strings.ReplaceAll(sql, "$1", cmp.Or(string(s.startupParameter()), "NULL"))
+		}
+		f.Send(&pgproto3.Query{String: sql})
 		f.Send(&pgproto3.Query{String: "IDENTIFY_SYSTEM"})
 	case q == short && s.fast != nil:
 		s.parts.Add(s.fast.send(f))
 	default:
 		s.parts.Add(1)
-		f.Send(&pgproto3.Bind{PreparedStatement: string(q)})
+		bind := &pgproto3.Bind{PreparedStatement: q.prepared()}
+		if q == full {
+			bind.Parameters = [][]byte{s.startupParameter()}
+		}
+		f.Send(bind)
 		f.Send(&pgproto3.Execute{})
 		f.Send(&pgproto3.Sync{})
 	}
+}
+
+// startupParameter is heldQuery's $1, nil for NULL.
+func (s *session) startupParameter() []byte {
+	if s.startup == 0 {
+		return nil
+	}
+	return strconv.AppendUint(nil, uint64(s.startup), 10)
 }
 
 func (s *session) flush(limit time.Duration) error {
