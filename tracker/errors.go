@@ -18,7 +18,9 @@ var (
 
 	// ErrDiverged says that the token's write is lost here: a failover left
 	// its timeline before the token's position, so this server will never
-	// replay it, whatever position it reaches. It comes inside a
+	// replay it, whatever position it reaches. A token is the end of the WAL
+	// when it was taken: where others had written since the commit, and their WAL
+	// alone is lost, the write may be there all the same. It comes inside a
 	// *DivergedError.
 	ErrDiverged = errors.New("tracker: write lost in a failover")
 

@@ -1,0 +1,209 @@
+package stalecheck
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// reader reads whatever node comes next, and is a session: what it has seen it
+// must see again.
+type reader struct {
+	*scene
+	rng   *rand.Rand
+	conns map[*station]*pgx.Conn
+	watch int64         // the writer whose rows it counts
+	seen  int64         // the highest of them that it saw
+	token tracker.Token // of what it saw; zero: of nothing
+}
+
+// read checks reads until ctx ends.
+func (s *scene) read(ctx context.Context, number int) {
+	r := s.newReader(number)
+	defer r.close()
+	for ctx.Err() == nil {
+		r.one(ctx)
+	}
+}
+
+func (s *scene) newReader(number int) *reader {
+	return &reader{
+		scene: s,
+		rng:   rand.New(rand.NewPCG(s.o.seed, uint64(number)+1000)),
+		conns: map[*station]*pgx.Conn{},
+		watch: int64(number % s.o.writers),
+	}
+}
+
+func (r *reader) close() {
+	for _, c := range r.conns {
+		disconnect(c)
+	}
+}
+
+// one is one read: of some write, in the session, from some node.
+func (r *reader) one(ctx context.Context) {
+	st := r.stations[r.rng.IntN(len(r.stations))]
+	if len(st.followers) > 0 {
+		r.check(ctx, st, st.followers[r.rng.IntN(len(st.followers))], r.history.pick(r.rng))
+	}
+}
+
+// check reads w from a node when a tracker says that it is there.
+func (r *reader) check(ctx context.Context, st *station, f follower, w write) {
+	// The connection is older than the wait, so it is to the server that the wait
+	// was about: a crash in between ends both.
+	conn, err := r.conn(ctx, st)
+	if err != nil {
+		rest(ctx, 10*time.Millisecond)
+		return
+	}
+	if r.token != (tracker.Token{}) && !r.wait(ctx, st, f, conn, write{token: r.token}) {
+		return
+	}
+	if !r.wait(ctx, st, f, conn, w) {
+		return
+	}
+	there, seen, token, primary, err := r.look(ctx, conn, w)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
+		r.history.broken.Add(1)
+		r.forget(st)
+		return
+	case !there:
+		r.history.violate(stale, "%s was passed by %q, and write %d is not there; it is at %s", w.token, f.name, w.id, token)
+	case seen < r.seen && !primary:
+		r.history.violate(backwards, "%s: write %d was seen at %s, now the last one is %d at %s", f.name, r.seen, r.token, seen, token)
+	}
+	// A primary shows a commit when the one who made it is told, which may be after
+	// a standby did (src/backend/access/transam/xact.c, CommitTransaction): only
+	// what was acknowledged is sure to be there.
+	r.history.reads.Add(1)
+	r.seen, r.token = seen, token
+	if token == (tracker.Token{}) {
+		r.seen = 0 // nobody knows where this was
+	}
+}
+
+func (r *reader) conn(ctx context.Context, st *station) (*pgx.Conn, error) {
+	if c := r.conns[st]; c != nil && !c.IsClosed() {
+		return c, nil
+	}
+	c, err := r.connect(ctx, st)
+	if err != nil {
+		return nil, err
+	}
+	r.conns[st] = c
+	return c, nil
+}
+
+func (r *reader) forget(st *station) {
+	disconnect(r.conns[st])
+	delete(r.conns, st)
+}
+
+const lookQuery = `SELECT EXISTS (SELECT FROM writes WHERE id = $1), coalesce((SELECT max(id) FROM writes WHERE writer = $2), 0)`
+
+// whereQuery asks for a position that what was read is not behind. A standby
+// shows a commit a moment before the replayed position includes it
+// (src/backend/access/transam/xlogrecovery.c, ApplyWalRecord): so the received
+// one counts too. The timeline is left out where it is not visible.
+const whereQuery = `SELECT NOT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn()) ELSE pg_current_wal_flush_lsn() END::text,
+       CASE WHEN pg_is_in_recovery() THEN (SELECT received_tli FROM pg_stat_wal_receiver)::bigint
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint END`
+
+// look reads on conn whether w is there, and the last write of the one that is
+// watched, and says where that was.
+func (r *reader) look(ctx context.Context, conn *pgx.Conn, w write) (there bool, seen int64, at tracker.Token, primary bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, operation)
+	defer cancel()
+	if err := conn.QueryRow(ctx, lookQuery, w.id, r.watch).Scan(&there, &seen); err != nil {
+		return false, 0, at, false, err
+	}
+	var system int64
+	var lsn string
+	var timeline *int64
+	err = conn.QueryRow(ctx, whereQuery).Scan(&primary, &system, &lsn, &timeline)
+	if err != nil || timeline == nil {
+		return there, seen, at, primary, err
+	}
+	at.System, at.Timeline = uint64(system), uint32(*timeline)
+	at.LSN, err = tracker.ParseLSN(lsn)
+	return there, seen, at, primary, err
+}
+
+// wait waits for w, whose id is 0 where the session's own token is meant, and
+// reports whether it is said to be replayed.
+func (r *reader) wait(ctx context.Context, st *station, f follower, conn *pgx.Conn, w write) bool {
+	waiting, cancel := context.WithTimeout(ctx, r.o.timeout)
+	defer cancel()
+	stop := r.watchFor(conn, w)
+	err := f.Wait(waiting, w.token)
+	ended := time.Now()
+	visible, failed := stop()
+	deadline, _ := waiting.Deadline()
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case failed:
+		r.forget(st)
+		return false
+	case !visible.IsZero() && ended.Sub(visible) > r.o.late && w.id != 0:
+		r.history.violate(late, "%s: write %d could be read for %s before the wait ended with %v", f.name, w.id, ended.Sub(visible), err)
+	case ended.Sub(deadline) > r.o.late:
+		r.history.violate(late, "%s: a wait went on for %s after its deadline, until %v", f.name, ended.Sub(deadline), err)
+	}
+	switch {
+	case err == nil:
+		return true
+	case w.id == 0:
+		r.seen, r.token = 0, tracker.Token{} // the next session may start anywhere
+	case errors.Is(err, tracker.ErrDiverged):
+		r.history.calledLost(w.id, f.name)
+	default:
+		r.history.timeouts.Add(1)
+	}
+	return false
+}
+
+const (
+	watchAfter = 50 * time.Millisecond // most waits are over by then
+	watchEvery = 20 * time.Millisecond
+)
+
+// watchFor looks, while a wait lasts, whether what it is for can be read. stop
+// returns when it first could be, and whether the connection failed.
+func (r *reader) watchFor(conn *pgx.Conn, w write) (stop func() (visible time.Time, failed bool)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var visible time.Time
+	var failed error
+	done := make(chan struct{})
+	timer := time.AfterFunc(watchAfter, func() {
+		defer close(done)
+		for w.id != 0 && visible.IsZero() && failed == nil && ctx.Err() == nil {
+			var there bool
+			look, cancel := context.WithTimeout(context.Background(), operation)
+			failed = conn.QueryRow(look, `SELECT EXISTS (SELECT FROM writes WHERE id = $1)`, w.id).Scan(&there)
+			cancel()
+			if there {
+				visible = time.Now()
+			}
+			rest(ctx, watchEvery)
+		}
+	})
+	return func() (time.Time, bool) {
+		cancel()
+		if !timer.Stop() {
+			<-done
+		}
+		return visible, failed != nil
+	}
+}
