@@ -15,11 +15,11 @@ import (
 
 // proxy stands between a source and its server, and has the faults of a network.
 type proxy struct {
-	node     *replicationtest.Node
 	listener net.Listener
 	all      sync.WaitGroup
 
 	mu     sync.Mutex
+	node   *replicationtest.Node // where connections lead to
 	change *sync.Cond
 	links  map[*link]bool
 	cutNew bool          // a connection that comes now leads nowhere
@@ -65,9 +65,27 @@ func through(t *testing.T, n *replicationtest.Node) *proxy {
 	return p
 }
 
+// target is where connections lead to now.
+func (p *proxy) target() *replicationtest.Node {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.node
+}
+
 // dsn is the node's, by way of the proxy.
-func (p *proxy) dsn() string {
-	return strings.Replace(p.node.DSN(), fmt.Sprintf("127.0.0.1:%d", p.node.Port()), p.listener.Addr().String(), 1)
+func (p *proxy) dsn() string { return p.by(p.target().DSN()) }
+
+// by is one of the node's connection strings, by way of the proxy.
+func (p *proxy) by(dsn string) string {
+	return strings.Replace(dsn, fmt.Sprintf("127.0.0.1:%d", p.target().Port()), p.listener.Addr().String(), 1)
+}
+
+// lead ends all connections; those that come lead to another node.
+func (p *proxy) lead(n *replicationtest.Node) {
+	p.mu.Lock()
+	p.node = n
+	p.mu.Unlock()
+	p.drop()
 }
 
 func (l *link) close() {
@@ -97,7 +115,7 @@ func (p *proxy) serve(client net.Conn) {
 	if err != nil || !p.pass(l) {
 		return
 	}
-	server, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", p.node.Port()), 5*time.Second) //nolint:noctx // it has its own end
+	server, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", p.target().Port()), 5*time.Second) //nolint:noctx // it has its own end
 	if err != nil {
 		return
 	}
