@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -37,8 +38,8 @@ func newVerification(v *verifyCommand, primary, replica *server) *verification {
 	return &verification{
 		verifyCommand: v, primaryServer: primary, replicaServer: replica,
 		tally: newVerifyTally(time.Duration(v.timeout) + connectTimeout),
-		// A writer that comes late, because its last write took long, does not lose its turn.
-		limiter: rate.NewLimiter(rate.Limit(v.rate), v.writers),
+		// What comes late, because another write took long, is made up for when it is not much.
+		limiter: rate.NewLimiter(rate.Limit(v.rate), int(min(math.Ceil(v.rate/10), float64(v.writers)))),
 	}
 }
 

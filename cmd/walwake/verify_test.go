@@ -132,6 +132,11 @@ func TestVerifyCountsStaleReadsWithoutWaitingAndNoneWithIt(t *testing.T) {
 		t.Errorf("got %s", o)
 	}
 	noTable(t, c.Primary)
+
+	o = walwake(t, both, "verify", "--json", "--duration", "200ms", "--rate", "5", "--writers", "10").is(exitOK)
+	if a := o.counted("ok"); a.Writes > 2 { // not one for each writer
+		t.Errorf("got %s", o)
+	}
 }
 
 func TestVerifyAnswersInJSONWithTheseFields(t *testing.T) {
