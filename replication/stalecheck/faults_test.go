@@ -228,10 +228,12 @@ func failOver(ctx context.Context, d *driver) error {
 		// A standby that has not gone further than the new primary's beginning could
 		// follow it; to be rebuilt is what is always right.
 		if st != old && !lossy && d.rng.IntN(2) == 0 {
-			if err := st.Follow(ctx, next.Node); err != nil {
-				return err
-			}
-			continue
+			follow, cancel := context.WithTimeout(ctx, operation)
+			err := st.Follow(follow, next.Node)
+			cancel()
+			if err == nil {
+				continue
+			} // the new primary may lack WAL from before it was itself rebuilt
 		}
 		if err := st.Rebuild(ctx, next.Node); err != nil {
 			return err

@@ -108,7 +108,7 @@ func (s *scene) settled(ctx context.Context) error {
 
 // timelineEnds reads where each timeline was left for the primary's.
 func timelineEnds(ctx context.Context, conn *pgx.Conn) (map[uint32]tracker.LSN, error) {
-	rows, err := conn.Query(ctx, `SELECT * FROM regexp_split_to_table(pg_read_file('pg_wal/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) || '.history', true), E'\n') AS line WHERE line LIKE '%/%'`)
+	rows, err := conn.Query(ctx, `SELECT * FROM regexp_split_to_table(pg_read_file('pg_wal/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) || '.history', 0, 1000000, true), E'\n') AS line WHERE line LIKE '%/%'`)
 	if err != nil {
 		return nil, err
 	}
@@ -192,6 +192,7 @@ func (s *scene) nothingLeft(ctx context.Context) error {
 		}
 	}
 	for _, st := range s.stations {
+		st.proxy.Close() // and with it what was cut off
 		const query = `SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walwake') + (SELECT count(*) FROM pg_replication_slots)`
 		var n int
 		for began := time.Now(); ; { // a server process takes a moment to end
@@ -207,7 +208,6 @@ func (s *scene) nothingLeft(ctx context.Context) error {
 		if n != 0 {
 			s.history.violate(left, "%s: %d sessions and slots", st.Name(), n)
 		}
-		st.proxy.Close()
 	}
 	return nil
 }
