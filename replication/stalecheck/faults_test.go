@@ -9,7 +9,8 @@ import (
 )
 
 // fault is one thing that happens to a scene. It returns when the scene can go
-// on: what it began is over, or goes on by itself.
+// on: what it began is over, or goes on by itself. The end of the run does not
+// end it half-way, or a node would stay paused.
 type fault struct {
 	name   string
 	weight int
@@ -38,13 +39,17 @@ func allFaults() []fault {
 // driver breaks things, one after the other.
 type driver struct {
 	*scene
-	rng *rand.Rand
+	rng  *rand.Rand
+	over context.Context //nolint:containedctx // the run's: when it ends there is no more waiting
 }
 
 // between returns a time from a to b.
 func (d *driver) between(a, b time.Duration) time.Duration {
 	return a + time.Duration(d.rng.Int64N(int64(b-a)))
 }
+
+// rest lets a time from a to b pass, or less when the run ends.
+func (d *driver) rest(a, b time.Duration) { rest(d.over, d.between(a, b)) }
 
 func (d *driver) any() *station { return d.stations[d.rng.IntN(len(d.stations))] }
 
@@ -60,20 +65,20 @@ func (d *driver) standby() *station {
 
 // breakThings does what happens until ctx ends.
 func (s *scene) breakThings(ctx context.Context) error {
-	d := &driver{s, rand.New(rand.NewPCG(s.o.seed, 1))}
+	d := &driver{s, rand.New(rand.NewPCG(s.o.seed, 1)), ctx}
 	var weights int
 	for _, f := range s.o.faults {
 		weights += f.weight
 	}
 	for n := 1; ctx.Err() == nil && weights > 0; n++ {
-		rest(ctx, d.between(20*time.Millisecond, 300*time.Millisecond))
+		d.rest(20*time.Millisecond, 300*time.Millisecond)
 		pick := d.rng.IntN(weights)
 		for _, f := range s.o.faults {
 			if pick -= f.weight; pick >= 0 {
 				continue
 			}
 			began := time.Now()
-			err := f.do(ctx, d)
+			err := f.do(context.WithoutCancel(ctx), d)
 			s.logf("fault %d: %s, for %s", n, f.name, time.Since(began).Round(time.Millisecond))
 			if err != nil && ctx.Err() == nil {
 				return fmt.Errorf("fault %d, %s: %w", n, f.name, err)
@@ -89,8 +94,8 @@ func pauseReplay(ctx context.Context, d *driver) error {
 	if err := st.Pause(ctx); err != nil {
 		return err
 	}
-	rest(ctx, d.between(10*time.Millisecond, 300*time.Millisecond))
-	return st.Resume(context.WithoutCancel(ctx))
+	d.rest(10*time.Millisecond, 300*time.Millisecond)
+	return st.Resume(ctx)
 }
 
 func lagReplay(ctx context.Context, d *driver) error {
@@ -98,8 +103,8 @@ func lagReplay(ctx context.Context, d *driver) error {
 	if err := st.Lag(ctx, d.between(5*time.Millisecond, 200*time.Millisecond)); err != nil {
 		return err
 	}
-	rest(ctx, d.between(100*time.Millisecond, 500*time.Millisecond))
-	return st.Lag(context.WithoutCancel(ctx), 0)
+	d.rest(100*time.Millisecond, 500*time.Millisecond)
+	return st.Lag(ctx, 0)
 }
 
 // crashStandby brings it back where its last restartpoint was, or a bit later.
@@ -112,13 +117,12 @@ func crashStandby(ctx context.Context, d *driver) error {
 	if err := end(ctx); err != nil {
 		return err
 	}
-	return st.Start(context.WithoutCancel(ctx))
+	return st.Start(ctx)
 }
 
 // comeBackBehind crashes a standby and holds its replay where it is when it
 // accepts connections again, which is lower than it was (fact R6).
 func comeBackBehind(ctx context.Context, d *driver) error {
-	ctx = context.WithoutCancel(ctx)
 	st := d.standby()
 	if err := st.Exec(ctx, `ALTER SYSTEM SET recovery_min_apply_delay = '1h'`); err != nil { // from its next start on
 		return err
@@ -129,7 +133,7 @@ func comeBackBehind(ctx context.Context, d *driver) error {
 	if err := st.Start(ctx); err != nil {
 		return err
 	}
-	rest(ctx, d.between(50*time.Millisecond, 500*time.Millisecond))
+	d.rest(50*time.Millisecond, 500*time.Millisecond)
 	return st.Lag(ctx, 0)
 }
 
@@ -144,7 +148,7 @@ func killBackend(ctx context.Context, d *driver) error {
 	if err := syscall.Kill(int(conn.PgConn().PID()), syscall.SIGKILL); err != nil {
 		return err
 	}
-	return st.back(context.WithoutCancel(ctx))
+	return st.back(ctx)
 }
 
 // back waits until the node accepts connections.
@@ -175,7 +179,7 @@ func terminateWalsenders(ctx context.Context, d *driver) error {
 func cutNetwork(ctx context.Context, d *driver) error {
 	st := d.any()
 	st.proxy.Cut()
-	rest(ctx, d.between(50*time.Millisecond, 500*time.Millisecond))
+	d.rest(50*time.Millisecond, 500*time.Millisecond)
 	st.proxy.Heal()
 	return nil
 }
@@ -183,7 +187,7 @@ func cutNetwork(ctx context.Context, d *driver) error {
 func slowNetwork(ctx context.Context, d *driver) error {
 	st := d.any()
 	st.proxy.Slow(d.between(time.Millisecond, 20*time.Millisecond))
-	rest(ctx, d.between(100*time.Millisecond, 500*time.Millisecond))
+	d.rest(100*time.Millisecond, 500*time.Millisecond)
 	st.proxy.Slow(0)
 	return nil
 }
@@ -193,20 +197,19 @@ func crashPrimary(ctx context.Context, d *driver) error {
 	if err := st.Crash(ctx); err != nil {
 		return err
 	}
-	return st.Start(context.WithoutCancel(ctx))
+	return st.Start(ctx)
 }
 
 // failOver promotes a standby. In half of the cases it did not get what was
 // written last, and those writes are lost.
 func failOver(ctx context.Context, d *driver) error {
-	ctx = context.WithoutCancel(ctx)
 	old, next := d.leader(), d.standby()
 	lossy := d.rng.IntN(2) == 0
 	if lossy {
 		if err := next.setConninfo(ctx, `ALTER SYSTEM SET primary_conninfo = ''`); err != nil {
 			return err
 		}
-		rest(ctx, d.between(50*time.Millisecond, 400*time.Millisecond))
+		d.rest(50*time.Millisecond, 400*time.Millisecond)
 	}
 	if err := old.Crash(ctx); err != nil {
 		return err
@@ -220,7 +223,7 @@ func failOver(ctx context.Context, d *driver) error {
 		}
 	}
 	d.setLeader(next)
-	rest(ctx, d.between(0, 200*time.Millisecond)) // with a standby that is still on the old timeline
+	d.rest(0, 200*time.Millisecond) // with a standby that is still on the old timeline
 	for _, st := range d.stations {
 		if st == next {
 			continue
