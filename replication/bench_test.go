@@ -41,7 +41,7 @@ func BenchmarkCommitToKnown(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.Primary.Exec(b.Context(), `CREATE TABLE writes (id bigint, v text); CREATE TABLE load (id bigint, v text); CREATE PUBLICATION walwake`); err != nil {
+	if err := c.Primary.Exec(b.Context(), `CREATE TABLE writes (id bigint, v text); CREATE TABLE load (id bigint, v text); CREATE PUBLICATION walwake; `+watchFunction); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
@@ -62,7 +62,7 @@ type way struct {
 }
 
 func ways(major int) []way {
-	all := []way{{"tight loop", tightLoop}, {"50 ms loop", serverLoop}}
+	all := []way{{"tight loop", tightLoop}, {"tight, with timeline", timelineLoop}, {"50 ms loop", serverLoop}}
 	if major >= 19 {
 		all = append(all, way{"WAIT FOR LSN", native})
 	}
@@ -219,14 +219,70 @@ func tightLoop(ctx context.Context, c *replicationtest.Cluster) (func(context.Co
 	}, done, err
 }
 
-// serverLoop is the ancestor's way: a function that sleeps 50 ms between looks.
-func serverLoop(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+// timelineLoop also asks for the timeline, after the position, without which
+// a failover makes the answer wrong.
+func timelineLoop(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
 	conn, done, err := onStandby(ctx, c)
 	return func(ctx context.Context, tok tracker.Token) error {
-		_, err := conn.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN WHILE pg_last_wal_replay_lsn() < '%s' LOOP PERFORM pg_sleep(0.05); END LOOP; END $$`, tok.LSN))
-		return err
+		for {
+			var there bool
+			var timeline *uint32
+			err := conn.QueryRow(ctx, `SELECT pg_last_wal_replay_lsn() >= $1, (SELECT received_tli FROM pg_stat_wal_receiver)`, tok.LSN).Scan(&there, &timeline)
+			if err != nil || there && timeline != nil && *timeline == tok.Timeline {
+				return err
+			}
+		}
 	}, done, err
 }
+
+// serverLoop is the ancestor's way: one session calls a function that sleeps for
+// 50 ms between looks until replay has moved, and all wait for what it returns.
+func serverLoop(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
+	conn, done, err := onStandby(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	var mu sync.Mutex
+	at, moved := tracker.LSN(0), make(chan struct{})
+	watching, stop := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for watching.Err() == nil {
+			var next tracker.LSN
+			if err := conn.QueryRow(watching, `SELECT watch($1)`, at).Scan(&next); err != nil {
+				return
+			}
+			mu.Lock()
+			at = next
+			close(moved)
+			moved = make(chan struct{})
+			mu.Unlock()
+		}
+	})
+	wait := func(ctx context.Context, tok tracker.Token) error {
+		for {
+			mu.Lock()
+			there, change := at >= tok.LSN, moved
+			mu.Unlock()
+			if there {
+				return nil
+			}
+			select {
+			case <-change:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	return wait, func() { stop(); watch.Wait(); done() }, nil
+}
+
+// watchFunction is the ancestor's.
+const watchFunction = `CREATE FUNCTION watch(pg_lsn) RETURNS pg_lsn LANGUAGE plpgsql AS $$
+BEGIN
+	WHILE pg_last_wal_replay_lsn() <= $1 LOOP PERFORM pg_sleep(0.05); END LOOP;
+	RETURN pg_last_wal_replay_lsn();
+END $$`
 
 // native is a session for each wait, connected beforehand.
 func native(ctx context.Context, c *replicationtest.Cluster) (func(context.Context, tracker.Token) error, func(), error) {
