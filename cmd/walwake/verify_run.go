@@ -8,6 +8,7 @@ import (
 	"math"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -26,8 +27,9 @@ type verification struct {
 	follower                     *replica // of the replica; set once it is followed
 	tally                        *verifyTally
 	limiter                      *rate.Limiter
-	table                        string // quoted, with its schema; empty: there never was one
-	database                     string // that it is in
+	turns                        atomic.Int64 // that writers have had
+	table                        string       // quoted, with its schema; empty: there never was one
+	database                     string       // that it is in
 
 	// What is known at the end.
 	using string        // the source

@@ -60,11 +60,12 @@ func (w *verifyWriter) begin(ctx context.Context) error {
 	return err
 }
 
-// run writes and reads, with waiting and without in turn, until paced ends. What has begun then is finished; ctx ends that.
+// run writes and reads until paced ends. What has begun then is finished; ctx ends that. All writers together take turns to
+// wait and not to, and the first turn waits.
 func (w *verifyWriter) run(ctx, paced context.Context, giveUp context.CancelCauseFunc) {
 	failures := 0
-	for waiting := w.id%2 == 1; w.limiter.Wait(paced) == nil; waiting = !waiting {
-		w.failing = w.round(ctx, waiting)
+	for w.limiter.Wait(paced) == nil {
+		w.failing = w.round(ctx, w.turns.Add(1)%2 == 1)
 		switch {
 		case ctx.Err() != nil:
 			return
