@@ -6,6 +6,7 @@
 //	walwake wait     waits until a replica has replayed a token
 //	walwake status   shows how far a replica is, and by which source
 //	walwake doctor   shows what each source needs, what is there, and what mends it
+//	walwake verify   counts stale reads on servers of yours, without waiting and with it
 //
 // # Output
 //

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/walwake/walwake/replication/replicationtest"
 )
@@ -150,8 +151,13 @@ func TestTheDoctorsSQLMendsWhatIsMissing(t *testing.T) {
 	for _, source := range healthy(c.Version) {
 		if slices.Contains(sourceFlag().of, source) {
 			e := env{"WALWAKE_PRIMARY": role(c.Primary, plainRole), "WALWAKE_REPLICA": role(c.Standbys[0], plainRole)}
-			if s := decode[statusAnswer](walwake(t, e, "status", "--json", "--source", source).is(exitOK)); s.Source != source {
-				t.Errorf("the doctor says that %s works, and status: %+v", source, s)
+			// A slot may take longer to make than status looks at the sources.
+			var s statusAnswer
+			for began := time.Now(); s.Source != source; {
+				s = decode[statusAnswer](walwake(t, e, "status", "--json", "--source", source).is(exitOK))
+				if time.Since(began) > time.Minute {
+					t.Fatalf("the doctor says that %s works, and status: %+v", source, s)
+				}
 			}
 		}
 	}

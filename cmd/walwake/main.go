@@ -40,6 +40,6 @@ func interruptible(parent context.Context) (ctx context.Context, stop func()) {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) int {
 	a := newApp(stdout, stderr, getenv)
 	root := a.rootCommand()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
 	return a.finish(ctx, root.ExecuteContext(ctx))
 }

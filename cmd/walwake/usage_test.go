@@ -85,7 +85,7 @@ func TestBadUsageIsAJSONObjectToo(t *testing.T) {
 
 func TestHelpOfEachCommandHasExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"demo", "token", "wait", "status", "doctor"} {
+	for _, name := range []string{"demo", "token", "wait", "status", "doctor", "verify"} {
 		help := walwake(t, nil, name, "--help").is(exitOK)
 		for _, text := range []string{"Examples:", "  walwake ", "--json", "Usage:"} {
 			if !strings.Contains(help.stdout, text) {
