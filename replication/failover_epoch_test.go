@@ -29,12 +29,12 @@ type recorded struct {
 
 // record runs trackers of the server at dsn, with each kind, and returns when
 // their kinds are in use.
-func record(t *testing.T, major int, dsn func() string, primary *replicationtest.Node) []*recorded {
+func record(t *testing.T, major int, dsn string, primary *replicationtest.Node) []*recorded {
 	t.Helper()
 	var all []*recorded
 	for _, kind := range kinds(major) {
 		source, err := replication.New(replication.Config{
-			Replica: replication.Server{DSN: dsn()}, Primary: replication.Server{DSN: primary.DSN()}, Use: []replication.Kind{kind},
+			Replica: replication.Server{DSN: dsn}, Primary: replication.Server{DSN: primary.DSN()}, Use: []replication.Kind{kind},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -161,7 +161,7 @@ func TestAStandbyThatCrashedComesBackLower(t *testing.T) {
 	publish(t, c)
 	standby, writer := c.Standbys[0], connect(t, c.Primary)
 	exec(t, writer, `CREATE TABLE epochs (id bigint)`)
-	all := record(t, c.Version, func() string { return standby.DSN() }, c.Primary)
+	all := record(t, c.Version, standby.DSN(), c.Primary)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -241,7 +241,7 @@ func TestAnotherServerBehindTheSameAddressIsAskedAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	net := through(t, ahead)
-	all := record(t, c.Version, net.dsn, c.Primary)
+	all := record(t, c.Version, net.DSN(), c.Primary)
 	if err := behind.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,8 @@ func TestAnotherServerBehindTheSameAddressIsAskedAnew(t *testing.T) {
 		o, _ := r.LastReplay()
 		before[r], failures[r] = o.Epoch, r.failures()
 	}
-	net.lead(behind)
+	net.LeadTo(behind)
+	net.Drop()
 	var readings []reading
 	for _, r := range all {
 		r.lost(t, failures[r])
@@ -295,14 +296,15 @@ func TestAnotherClusterBehindTheSameAddressIsTold(t *testing.T) {
 	}
 	standby := c.Standbys[0]
 	net := through(t, standby)
-	all := record(t, c.Version, func() string { return net.by(standby.DSNFor(name, password, "postgres")) }, c.Primary)
+	all := record(t, c.Version, net.DSNFor(name, password, "postgres"), c.Primary)
 	tok := capture(t, connect(t, c.Primary))
 	for _, r := range all {
 		wait(t, r.Tracker, tok)
 		far := tok
 		far.LSN += 1 << 30
 		waiting := r.Request(far)
-		net.lead(other.Standbys[0])
+		net.LeadTo(other.Standbys[0])
+		net.Drop()
 		if err := waiting.Await(t.Context()); !errors.Is(err, tracker.ErrWrongSystem) {
 			t.Errorf("%s: who waited got %v", r.kind, err)
 		}
@@ -314,7 +316,8 @@ func TestAnotherClusterBehindTheSameAddressIsTold(t *testing.T) {
 		theirs := capture(t, connect(t, other.Primary))
 		wait(t, r.Tracker, theirs)
 		o, _ := r.LastReplay()
-		net.lead(standby)
+		net.LeadTo(standby)
+		net.Drop()
 		r.after(t, o.Epoch)
 		wait(t, r.Tracker, tok)
 		if err := r.Wait(t.Context(), theirs); !errors.Is(err, tracker.ErrWrongSystem) {

@@ -28,7 +28,7 @@ const (
 type watched struct {
 	*tracker.Tracker
 	kind replication.Kind
-	net  *proxy
+	net  *replicationtest.Proxy
 
 	mu      sync.Mutex
 	changes []string
@@ -40,7 +40,7 @@ func watch(t *testing.T, c *replicationtest.Cluster, n *replicationtest.Node, ki
 	t.Helper()
 	w := &watched{kind: kind, net: through(t, n)}
 	source, err := replication.New(replication.Config{
-		Replica: replication.Server{DSN: w.net.dsn(), ConnectTimeout: 2 * time.Second, QueryTimeout: 2 * time.Second},
+		Replica: replication.Server{DSN: w.net.DSN(), ConnectTimeout: 2 * time.Second, QueryTimeout: 2 * time.Second},
 		Primary: replication.Server{DSN: c.Primary.DSN()},
 		Use:     []replication.Kind{kind},
 	})

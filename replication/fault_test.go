@@ -57,26 +57,26 @@ func TestFaultsWakeAThousandWaitersOfEachKind(t *testing.T) {
 	step("network closed and slow", func(f *faults) {
 		crowds := f.hold()
 		for _, w := range f.watched {
-			w.net.drop()
-			w.net.slow(20 * time.Millisecond)
+			w.net.Drop()
+			w.net.Slow(20 * time.Millisecond)
 			f.again(w, "in use over a slow network")
 		}
 		f.release("a slow network", crowds, soon, byAny)
 		for _, w := range f.watched {
-			w.net.slow(0)
+			w.net.Slow(0)
 		}
 	})
 	step("network cut", networkCut)
 	step("streams cut", func(f *faults) {
 		crowds := f.hold()
 		for _, w := range f.watched {
-			if n := w.net.cutStreams(); w.streams() != (n > 0) {
+			if n := w.net.CutStreams(); w.streams() != (n > 0) {
 				t.Errorf("%s: %d streams cut", w.kind, n)
 			}
 		}
 		f.release("the stream cut without a FIN", crowds, soon, byAny) // the safety net
 		for _, w := range f.watched {
-			w.net.drop()
+			w.net.Drop()
 		}
 	})
 	step("primary stopped", func(f *faults) {
@@ -182,7 +182,7 @@ func networkCut(f *faults) {
 	last := f.last()
 	cut := time.Now()
 	for _, w := range f.watched {
-		w.net.cut()
+		w.net.Cut()
 	}
 	for _, w := range f.watched {
 		eventually(f.T, string(w.kind)+" notices", func() bool { _, known := w.LastReplay(); return !known })
@@ -200,7 +200,7 @@ func networkCut(f *faults) {
 	f.none("the network cut", crowds) // it is replayed, and nobody can know
 	healed := time.Now()
 	for _, w := range f.watched {
-		w.net.heal()
+		w.net.Heal()
 	}
 	f.all("the network cut", crowds, healed, later, byAny)
 }

@@ -82,7 +82,7 @@ func (t *Tracker) State() State {
 	s := State{
 		Name:       t.cfg.Name,
 		ObservedAt: t.observedAt,
-		Rate:       t.rate.perSecond,
+		Rate:       t.rate.now(),
 		Source:     t.sourceLocked(),
 		Failure:    t.failure,
 		Demand:     Demand{Waiting: t.waitingLocked(), Lowest: lowest},
@@ -135,24 +135,37 @@ func (t *Tracker) countLocked(err error) {
 	}
 }
 
-// rate estimates how fast replay moves, from the positions of one epoch.
+// rate estimates how fast replay moves while it moves, from the positions of one
+// epoch: time in which there is nothing to replay is not counted.
 type rate struct {
 	perSecond float64
-	lsn       LSN
-	at        time.Time
+	lsn       LSN       // where the sample began
+	at        time.Time // and when
+	last      LSN       // the latest
+	moved     time.Time // when it last changed
 }
 
-// rateWindow is the time over which one sample is taken; shorter ones would
-// measure how replay is reported, not how fast it is.
-const rateWindow = 100 * time.Millisecond
+const (
+	// rateWindow is the time over which one sample is taken; shorter ones would
+	// measure how replay is reported, not how fast it is. Where replay stands
+	// still for as long, or is looked at less than each rateGap, a sample begins
+	// anew.
+	rateWindow = 100 * time.Millisecond
+	rateGap    = time.Second
+	// rateOld is when an estimate counts for nothing: replay stands still.
+	rateOld = 5 * time.Second
+)
 
 func (r *rate) observe(lsn LSN, now time.Time) {
-	if r.at.IsZero() || lsn < r.lsn {
+	still := lsn == r.last && now.Sub(r.moved) > rateWindow
+	if r.at.IsZero() || lsn < r.last || still || now.Sub(r.at) > rateGap {
 		r.lsn, r.at = lsn, now
-		return
+	}
+	if lsn != r.last || r.moved.IsZero() {
+		r.last, r.moved = lsn, now
 	}
 	dt := now.Sub(r.at)
-	if dt < rateWindow {
+	if dt < rateWindow || lsn == r.lsn {
 		return
 	}
 	sample := float64(lsn-r.lsn) / dt.Seconds()
@@ -163,11 +176,20 @@ func (r *rate) observe(lsn LSN, now time.Time) {
 	r.lsn, r.at = lsn, now
 }
 
+// now returns bytes a second; 0 when that cannot be told.
+func (r *rate) now() float64 {
+	if r.perSecond < 1 || time.Since(r.moved) > rateOld {
+		return 0
+	}
+	return r.perSecond
+}
+
 // eta is the time that bytes would take; 0 when that cannot be told.
 func (r *rate) eta(bytes uint64) time.Duration {
 	const longest = 24 * time.Hour
-	if r.perSecond < 1 {
+	perSecond := r.now()
+	if perSecond == 0 {
 		return 0
 	}
-	return time.Duration(min(float64(bytes)/r.perSecond*float64(time.Second), float64(longest)))
+	return time.Duration(min(float64(bytes)/perSecond*float64(time.Second), float64(longest)))
 }

@@ -164,6 +164,13 @@ func TestTimeoutErrorEstimatesTheTimeBehind(t *testing.T) {
 		if te, ok = errors.AsType[*TimeoutError](tr.Wait(ctx, tok(7000))); !ok || te.ETA != 0 {
 			t.Errorf("after 10 s without replay: estimate %s, want none", te.ETA)
 		}
+		for i := range 11 { // and moves again, as fast as before
+			time.Sleep(100 * time.Millisecond)
+			e.Observe(at(LSN(2000 + i*100)))
+		}
+		if te, ok = errors.AsType[*TimeoutError](tr.Wait(ctx, tok(7000))); !ok || te.ETA != 4*time.Second {
+			t.Errorf("after a pause: estimate %s, want 4s: time in which nothing was to be replayed does not count", te.ETA)
+		}
 	})
 }
 

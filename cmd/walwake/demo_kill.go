@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -55,6 +56,8 @@ func (s *show) read(ctx context.Context) (r demoRead, err error) {
 // kill ends the stream's server process while there is a loop of writes and reads, which goes on until the stream is in
 // use again.
 func (s *show) kill(ctx context.Context) (k demoKilled, err error) {
+	always := s.replica.Request(tracker.Token{LSN: math.MaxUint64}) // the reads' own waits are too short for a stream
+	defer always.Cancel()
 	k.From = s.replica.settle(ctx, demoSettle).Source
 	for len(s.changes) > 0 { // those of before
 		<-s.changes

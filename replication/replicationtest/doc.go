@@ -19,6 +19,7 @@
 // standby, and start all of them at the same time. [Node.Pause], [Node.Resume] and [Node.Lag] hold replay
 // back; [Node.Stop], [Node.Crash], [Node.Kill], [Node.Start] and [Node.Restart] take servers down and
 // bring them back on the same port; [Node.Promote] and [Node.Follow] change who leads;
+// [Node.Rebuild] makes a fresh standby of any node; [Proxy] stands in for a bad network;
 // [Cluster.AddStandby] adds standbys, of the primary or in a cascade. [Node.DSN] goes into any driver,
 // [Node.Exec] and [Value] do for a statement.
 //

@@ -66,12 +66,20 @@ func (p *Proxy) Close() {
 	p.all.Wait()
 }
 
-// DSN is the node's, by way of the proxy. It stays the same when the proxy leads to another node.
+// DSN is the node's [Node.DSN], by way of the proxy.
 func (p *Proxy) DSN(parameters ...string) string {
+	return p.by(func(n *Node) string { return n.DSN(parameters...) })
+}
+
+// DSNFor is the node's [Node.DSNFor], by way of the proxy.
+func (p *Proxy) DSNFor(user, password, database string, parameters ...string) string {
+	return p.by(func(n *Node) string { return n.DSNFor(user, password, database, parameters...) })
+}
+
+func (p *Proxy) by(dsn func(*Node) string) string {
 	p.mu.Lock()
-	n := p.node
-	p.mu.Unlock()
-	return strings.Replace(n.DSN(parameters...), fmt.Sprintf("127.0.0.1:%d", n.Port()), p.listener.Addr().String(), 1)
+	defer p.mu.Unlock()
+	return strings.Replace(dsn(p.node), fmt.Sprintf("127.0.0.1:%d", p.node.Port()), p.listener.Addr().String(), 1)
 }
 
 // LeadTo lets connections that come from now on reach another node; those that there are stay, see
