@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"syscall"
+	"os"
 	"time"
 )
 
@@ -145,7 +145,11 @@ func killBackend(ctx context.Context, d *driver) error {
 		return err
 	}
 	defer disconnect(conn)
-	if err := syscall.Kill(int(conn.PgConn().PID()), syscall.SIGKILL); err != nil {
+	backend, err := os.FindProcess(int(conn.PgConn().PID()))
+	if err == nil {
+		err = backend.Kill()
+	}
+	if err != nil {
 		return err
 	}
 	return st.back(ctx)
