@@ -48,6 +48,13 @@
 // grant: a position whose timeline is not known proves nothing after a
 // failover.
 //
+// # What holds replay back
+//
+// While somebody waits the server is also asked, ten times a second, why replay
+// does not move: it is paused or delayed, a query on the standby is in its way,
+// no walreceiver runs. The answer is in tracker.State's Note and in the wait's
+// error. A role without pg_read_all_stats does not see queries.
+//
 // # Tokens
 //
 // Capture and CaptureSQL, called on the primary after COMMIT, return the token
