@@ -13,11 +13,17 @@ const replayEvery = 2 * time.Millisecond
 
 // until polls a yes-or-no query on one connection.
 func (n *Node) until(ctx context.Context, what, query string, args ...any) error {
-	return n.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	connected := false
+	err := n.with(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		connected = true
 		return poll(ctx, replayEvery, what, func(ctx context.Context) (yes bool, err error) {
 			return yes, conn.QueryRow(ctx, query, args...).Scan(&yes)
 		})
 	})
+	if err != nil && !connected {
+		return fmt.Errorf("wait until %s: %w", what, err)
+	}
+	return err
 }
 
 // Pause stops the standby's replay, and returns when nothing more is replayed; WAL is still received.
