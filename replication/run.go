@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -46,25 +47,29 @@ type run struct {
 	// under it; it is not held where others' code may ask.
 	order sync.Mutex
 
-	mu      sync.Mutex // guards what follows, s.busy, and writing to sessions
-	over    bool
-	waits   *waitFor // nil where WAIT FOR LSN is not used
-	pace    pace
-	last    reading     // the latest
-	asked   time.Time   // when it was asked for
-	fullAt  time.Time   // when the full question was asked last
-	wanted  time.Time   // when somebody last waited
-	again   bool        // something came up that calls for asking
-	heard   tracker.LSN // the highest position that a stream told of
-	heardAt time.Time
-	timer   *time.Timer
+	mu         sync.Mutex // guards what follows, s.busy, and writing to sessions
+	over       bool
+	waits      *waitFor // nil where WAIT FOR LSN is not used
+	pace       pace
+	two        bool        // there is, or was, a second session
+	last       reading     // the latest
+	unstreamed time.Time   // since when no walreceiver streams; meaningful while last has no timeline
+	asked      time.Time   // when it was asked for
+	fullAt     time.Time   // when the full question was asked last
+	wanted     time.Time   // when somebody last waited
+	again      bool        // something came up that calls for asking
+	heard      tracker.LSN // the highest position that a stream told of
+	heardAt    time.Time   // when it came to what was then the lowest in demand
+	timer      *time.Timer
+	due        time.Time // when it fires
 	patience
 }
 
-// next returns the run after r, which keeps what was learned at some cost. Calls
-// that were under way when r ended may still come to r.
+// next returns the run after r. What r learned of its server is not passed on:
+// the next session may be to another. Calls that were under way when r ended may
+// still come to r.
 func (r *run) next() *run {
-	return &run{cfg: r.cfg, feed: r.feed, board: r.board, histories: r.histories, upgrade: r.upgrade, s: r.upgraded}
+	return &run{cfg: r.cfg, feed: r.feed, board: r.board, histories: &histories{server: r.cfg.Replica}, upgrade: r.upgrade, s: r.upgraded}
 }
 
 // observe asks over one connection, for as long as it lasts. It is called once.
@@ -115,6 +120,15 @@ func (r *run) close() {
 	busy := r.s.busy
 	r.mu.Unlock()
 	r.s.close(busy)
+}
+
+// historyRead is called when a history has been read, or could not be: the
+// tracker gets it with the next answer, whether or not somebody waits.
+func (r *run) historyRead() {
+	r.mu.Lock()
+	r.wanted = time.Now()
+	r.mu.Unlock()
+	r.event(true)
 }
 
 // takeOver ends the run in favour of s.
@@ -172,13 +186,21 @@ func (r *run) idle() time.Duration {
 }
 
 // hinted is called when a stream says that the server has come to lsn, or is
-// about to. Where that is short of all who wait, there is nothing to ask for.
+// about to. It calls for asking when the lowest position that is waited for has
+// now come. Where that is still to come there is nothing to ask for, and where it
+// came before, replay lags: WAL that goes on coming says nothing about when.
 func (r *run) hinted(lsn tracker.LSN) {
-	r.mu.Lock()
-	r.heard, r.heardAt = max(r.heard, lsn), time.Now()
-	r.mu.Unlock()
 	d := r.feed.Demand()
-	r.event(d.Waiting == 0 || d.Lowest != 0 && d.Lowest <= lsn)
+	r.mu.Lock()
+	before := r.heard
+	r.heard = max(r.heard, lsn)
+	come := d.Waiting > 0 && before < d.Lowest && d.Lowest <= r.heard
+	if come {
+		r.heardAt = time.Now()
+		r.pace.since = r.heardAt // from here on replay is what is waited for
+	}
+	r.mu.Unlock()
+	r.event(come || d.Waiting == 0)
 }
 
 // tick is called when the time has come to ask again.
@@ -192,10 +214,17 @@ func (r *run) event(again bool) {
 		return
 	}
 	r.again = r.again || again
+	asked, now := r.asked, time.Now()
 	next, err := r.actLocked()
 	if err != nil {
 		r.fail(err)
 	}
+	// What asked nothing does not put off what is due: hints may come for ever.
+	at := now.Add(next)
+	if r.asked.Equal(asked) && r.due.After(now) && r.due.Before(at) {
+		return
+	}
+	r.due = at
 	r.timer.Reset(next)
 }
 
@@ -208,11 +237,7 @@ func (r *run) actLocked() (time.Duration, error) {
 	}
 	r.followLocked(d.Waiting > 0, now)
 	pause := r.pace.next(d, now)
-	next := r.heard
-	if d.Waiting > 0 {
-		next = d.Lowest
-	}
-	if r.last.lsn < next && next <= r.heard && now.Sub(r.heardAt) < followFor {
+	if r.last.lsn < d.Lowest && d.Lowest <= r.heard && now.Sub(r.heardAt) < followFor {
 		r.again = true
 	}
 	if stream, _ := r.board.better(Poll); !stream && !r.s.busy && r.pace.eager(now) {
@@ -227,7 +252,7 @@ func (r *run) actLocked() (time.Duration, error) {
 	case now.Sub(r.wanted) > freshFor:
 		r.again = false
 		return pause, nil
-	case now.Sub(r.asked) < freshGap && now.Sub(r.heardAt) >= followFor:
+	case now.Sub(r.asked) < freshGap:
 		return freshGap, nil // for nobody: not at every hint
 	}
 	r.again, r.asked = false, now
@@ -268,15 +293,41 @@ func (r *run) take(s *session, a answer) {
 	r.event(false)
 }
 
+// lasting reports whether a timeline that is not told is likely to stay so:
+// a walreceiver that does not stream is often back at once.
+func (r *run) lasting(rd reading) bool {
+	const hiccup = 2 * time.Second
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !rd.unstreamed {
+		return true
+	}
+	if r.unstreamed.IsZero() || r.last.timeline != 0 {
+		r.unstreamed = time.Now()
+	}
+	return time.Since(r.unstreamed) >= hiccup
+}
+
+// cancelled asks again: at once where we had it cancelled ourselves, and when
+// that is due anyway where others did, who may do it each time.
+func (r *run) cancelled() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.s.interrupted.Swap(false) {
+		r.again = true
+		return nil
+	}
+	r.last.reason = "the server cancels the question for the position: a statement_timeout of the role, or an administrator"
+	r.feed.Note(r.last.note())
+	return nil
+}
+
 // report tells the tracker what an answer said.
 func (r *run) report(a answer) error {
 	r.order.Lock()
 	defer r.order.Unlock()
 	if a.canceled {
-		r.mu.Lock()
-		r.again = true
-		r.mu.Unlock()
-		return nil
+		return r.cancelled()
 	}
 	rd := a.reading
 	if rd.fast && (rd.timeline == 0 || !rd.known) {
@@ -285,18 +336,29 @@ func (r *run) report(a answer) error {
 		r.last.timeline, r.again = 0, true
 		return nil // a query will say more
 	}
-	if rd.standby && rd.timeline == 0 && rd.known && !r.s.walsender {
+	if rd.standby && rd.timeline == 0 && rd.known && !r.s.walsender && r.lasting(rd) {
 		if err := r.upgrade.want(r.streams.ctx, r.streams.spawn, r.takeOver); err != nil {
 			rd.reason += " (" + err.Error() + ")"
 		}
 	}
-	history, err := r.histories.of(r.streams.ctx, r.s, rd.timeline, r.streams.spawn, func() { r.event(true) })
+	r.mu.Lock()
+	// Two sessions' answers may overtake each other; those of one only rise, unless
+	// another server has taken its place behind a pooler.
+	late := rd.timeline != 0 && rd.timeline < r.last.timeline || rd.known && rd.lsn < r.last.lsn
+	alone := r.waits == nil && !r.two
+	r.mu.Unlock()
+	switch {
+	case late && alone:
+		return fmt.Errorf("replication: the position went down within one connection, from %s on timeline %d to %s on timeline %d: connect to the replica directly",
+			r.last.lsn, r.last.timeline, rd.lsn, rd.timeline)
+	case late:
+		return nil
+	}
+	history, err := r.histories.of(r.streams.ctx, r.s, rd.timeline, r.streams.spawn, r.historyRead)
 	if err != nil {
 		rd.reason = err.Error()
 	}
 	r.mu.Lock()
-	// Timelines only grow. An answer that says less was overtaken.
-	late := rd.timeline != 0 && rd.timeline < r.last.timeline
 	said := r.last.note()
 	if moved := r.last.known && rd.lsn > r.last.lsn; !rd.full {
 		if rd.held = r.last.held; moved && rd.held != (held{}) {
@@ -305,13 +367,8 @@ func (r *run) report(a answer) error {
 	} else if moved {
 		rd.held.alone = false // it has something to replay yet
 	}
-	if !late {
-		r.last = rd
-	}
+	r.last = rd
 	r.mu.Unlock()
-	if late {
-		return nil
-	}
 	if note := rd.note(); note != said {
 		r.feed.Note(note)
 	}

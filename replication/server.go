@@ -2,8 +2,10 @@ package replication
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,7 +27,8 @@ type Server struct {
 	// is made: for passwords that expire.
 	BeforeConnect func(context.Context, *pgx.ConnConfig) error
 
-	// ConnectTimeout bounds making a connection, QueryTimeout each query on it.
+	// ConnectTimeout bounds making a connection to each host of the DSN, where that
+	// has no connect_timeout; QueryTimeout bounds each query.
 	// 0 means DefaultConnectTimeout and DefaultQueryTimeout.
 	ConnectTimeout, QueryTimeout time.Duration
 }
@@ -79,9 +82,12 @@ func (s Server) checked(field string) (Server, error) {
 // that also takes queries, in the simple protocol: IDENTIFY_SYSTEM and
 // TIMELINE_HISTORY need one. It uses up one of max_wal_senders.
 func (s Server) connect(ctx context.Context, walsender bool) (*pgx.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.ConnectTimeout)
-	defer cancel()
 	cfg := s.Config.Copy()
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = s.ConnectTimeout // for each host, or the first that is silent uses up the time of all
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(1+len(cfg.Fallbacks))*max(s.ConnectTimeout, cfg.ConnectTimeout))
+	defer cancel()
 	if cfg.RuntimeParams == nil {
 		cfg.RuntimeParams = map[string]string{}
 	}
@@ -101,7 +107,19 @@ func (s Server) connect(ctx context.Context, walsender bool) (*pgx.Conn, error) 
 	if err != nil {
 		return nil, refusal(err, cfg, walsender)
 	}
+	keepAlive(conn.PgConn().Conn())
 	return conn, nil
+}
+
+// keepAlive has a peer that is gone without a word found out in some 4 s also
+// while nothing is asked, which is what a position may outlive its server by.
+func keepAlive(c net.Conn) {
+	if t, is := c.(*tls.Conn); is {
+		c = t.NetConn()
+	}
+	if t, is := c.(*net.TCPConn); is {
+		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3})
+	}
 }
 
 // refusal says why a connection could not be made, and what mends it.

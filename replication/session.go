@@ -38,11 +38,12 @@ type session struct {
 	fast    *fastpath // nil where it cannot be used
 	startup uint32    // the startup process; 0: not known. Of the reader, and of who asks once the answer was taken
 
-	parts    atomic.Int32 // ReadyForQuery messages that the request's answer has
-	waiting  atomic.Bool  // the first of them is WAIT FOR LSN's
-	read     sync.WaitGroup
-	busy     bool        // a request is under way; guarded by the owner's mutex
-	deadline *time.Timer // ends the connection when a request takes too long
+	parts       atomic.Int32 // ReadyForQuery messages that the request's answer has
+	waiting     atomic.Bool  // the first of them is WAIT FOR LSN's
+	interrupted atomic.Bool  // we have had it cancelled; cleared with the answer
+	read        sync.WaitGroup
+	busy        bool        // a request is under way; guarded by the owner's mutex
+	deadline    *time.Timer // ends the connection when a request takes too long
 }
 
 // answer is what came of a request: a reading, or the error that has ended the
@@ -163,6 +164,7 @@ func (s *session) close(busy bool) {
 
 // interrupt has the server cancel what it is at, if it is still there.
 func (s *session) interrupt() {
+	s.interrupted.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	_ = s.conn.PgConn().CancelRequest(ctx)

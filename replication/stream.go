@@ -25,6 +25,9 @@ const (
 	// restFor is the pause between two reads while nobody waits: what has come
 	// meanwhile is read in one go.
 	restFor = 50 * time.Millisecond
+	// drained is how long the next message takes to come when all that has come was
+	// read: rests are between those.
+	drained = 200 * time.Microsecond
 	// burstFor is how long messages that have come in part or whole may put off
 	// the hint: a stream without a gap is a burst without an end.
 	burstFor = time.Millisecond
@@ -104,6 +107,7 @@ func (s *walStream) read(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		before := time.Now()
 		msg, err := f.Receive()
 		if err != nil {
 			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
@@ -134,7 +138,7 @@ func (s *walStream) read(ctx context.Context) error {
 		switch {
 		case s.l.demand().Waiting > 0:
 			waited = now
-		case now.Sub(waited) > freshFor:
+		case now.Sub(waited) > freshFor && now.Sub(before) > drained:
 			select {
 			case <-time.After(restFor):
 			case <-ctx.Done():

@@ -38,7 +38,7 @@ func listenWaitFor(ctx context.Context, l *listener) error {
 	}
 	w := &waitFor{second: second, failed: make(chan error, 1)}
 	r.mu.Lock()
-	r.waits = w
+	r.waits, r.two = w, true
 	r.mu.Unlock()
 	second.listen(func(a answer) { r.take(second, a) })
 	defer w.leave(r)

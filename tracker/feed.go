@@ -60,11 +60,12 @@ type Demand struct {
 type Feed struct {
 	t        *Tracker
 	name     string
+	began    time.Time
 	onDemand atomic.Pointer[func()]
 
 	// guarded by t.mu
 	dead     bool
-	observed bool   // whether anything came over it: resets the pause before the next run
+	observed bool   // whether anything came over it
 	note     string // see Note
 	using    string // the highest rung that is up; name where there is no ladder
 	ladder   []Rung

@@ -71,9 +71,13 @@ func (t *Tracker) shut() {
 	}
 }
 
+// lasted is how long a run of the source goes on at least, if it is to count as a
+// success: what fails at once each time is not tried without a pause.
+const lasted = time.Second
+
 func (t *Tracker) openFeed() *Feed {
 	name := t.cfg.Source.Name()
-	f := &Feed{t: t, name: name, using: name}
+	f := &Feed{t: t, name: name, using: name, began: time.Now()}
 	t.mu.Lock()
 	t.feed = f
 	t.listener.Store(f)
@@ -95,7 +99,7 @@ func (t *Tracker) closeFeed(f *Feed, err error) (closed bool) {
 		t.mu.Unlock()
 		return true
 	}
-	if f.observed {
+	if f.observed && time.Since(f.began) > lasted {
 		t.failures = 0
 	}
 	t.failures++

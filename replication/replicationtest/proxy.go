@@ -23,6 +23,7 @@ type Proxy struct {
 	links  map[*link]bool // the connections that there are
 	cutNew bool           // a connection that comes now leads nowhere
 	delay  time.Duration  // of all that is forwarded
+	lag    time.Duration  // of what replication connections forward
 	closed bool
 }
 
@@ -104,6 +105,13 @@ func (p *Proxy) Slow(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = d
+}
+
+// SlowStreams delays what is forwarded over replication connections from now on.
+func (p *Proxy) SlowStreams(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lag = d
 }
 
 // Cut stops all forwarding, without a FIN; connections that come are taken and lead nowhere. See
@@ -213,7 +221,11 @@ func (p *Proxy) forward(l *link, from, to net.Conn) {
 func (p *Proxy) pass(l *link) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if d := p.delay; d > 0 {
+	d := p.delay
+	if l.walsender {
+		d = max(d, p.lag)
+	}
+	if d > 0 {
 		p.mu.Unlock()
 		<-time.After(d)
 		p.mu.Lock()

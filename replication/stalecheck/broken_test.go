@@ -100,7 +100,7 @@ func TestEachTrapIsFound(t *testing.T) {
 func TestStepByStepNothingIsLost(t *testing.T) {
 	s := newScene(t, options{
 		seed: chosenSeed(), within: 5 * time.Minute, writers: 1, standbys: 1,
-		timeout: 12 * time.Second, late: 8 * time.Second,
+		timeout: 12 * time.Second, late: 2 * time.Second,
 		capture: afterCommit, follow: walwake, unlessFound: true,
 	})
 	s.step(2_000)

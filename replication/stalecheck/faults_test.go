@@ -31,6 +31,7 @@ func allFaults() []fault {
 		{"network cut", 3, cutNetwork},
 		{"streams cut", 3, func(_ context.Context, d *driver) error { d.any().proxy.CutStreams(); return nil }},
 		{"network slow", 3, slowNetwork},
+		{"streams slow", 3, slowStreams},
 		{"primary crashed", 3, crashPrimary},
 		{"failover", 4, failOver},
 	}
@@ -193,6 +194,15 @@ func slowNetwork(ctx context.Context, d *driver) error {
 	st.proxy.Slow(d.between(time.Millisecond, 20*time.Millisecond))
 	d.rest(100*time.Millisecond, 500*time.Millisecond)
 	st.proxy.Slow(0)
+	return nil
+}
+
+// slowStreams has the hints come late, and what they are of be replayed before.
+func slowStreams(_ context.Context, d *driver) error {
+	st := d.any()
+	st.proxy.SlowStreams(d.between(5*time.Millisecond, 100*time.Millisecond))
+	d.rest(100*time.Millisecond, 500*time.Millisecond)
+	st.proxy.SlowStreams(0)
 	return nil
 }
 

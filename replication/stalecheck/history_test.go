@@ -34,6 +34,7 @@ const (
 	stale     = "stale read"
 	backwards = "read that went backwards"
 	late      = "wake-up that was lost"
+	wrongEnd  = "wait that ended wrongly"
 	notLost   = "write called lost that is not"
 	hidden    = "lost write called replayed"
 	left      = "something left behind"

@@ -160,6 +160,9 @@ func (r *reader) wait(ctx context.Context, st *station, f follower, conn *pgx.Co
 		r.history.violate(late, "%s: write %d could be read for %s before the wait ended with %v", f.name, w.id, ended.Sub(visible), err)
 	case ended.Sub(deadline) > r.o.late:
 		r.history.violate(late, "%s: a wait went on for %s after its deadline, until %v", f.name, ended.Sub(deadline), err)
+	case err == nil, errors.Is(err, tracker.ErrDiverged):
+	case ended.Before(deadline), !errors.Is(err, tracker.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded):
+		r.history.violate(wrongEnd, "%s: %s before its deadline: %v", f.name, deadline.Sub(ended), err)
 	}
 	switch {
 	case err == nil:
