@@ -43,9 +43,11 @@ type SQLQuerier interface {
 // It takes one round trip where the WAL up to the token is flushed, as a commit
 // leaves it. Where somebody has written more since, or the commit was made with
 // synchronous_commit = off, it waits for the flush, without which no replica gets
-// the WAL; after some 4 ms it has the server flush. On an idle primary nobody else
-// might for many seconds: hint bits, open transactions and the like write WAL
-// that is not flushed with them.
+// the WAL, for up to 16 ms; a server that has flushed nothing for 4 ms it has
+// flush. On an idle primary nobody else might for many seconds: hint bits, open
+// transactions and the like write WAL that is not flushed with them. Within
+// a transaction block the flush is left to others; a commit that is not flushed
+// is lost when the primary crashes, and its token then says nothing.
 //
 // Inside a transaction that has written it is ErrInTransaction, on a standby
 // ErrStandby. The role needs nothing but LOGIN.
@@ -105,47 +107,54 @@ func capture(ctx context.Context, query func(sql string, to ...any) error) (trac
 	sizes := walSizes{uint64(page), uint64(segment)}
 	tok := tracker.Token{System: uint64(system), Timeline: timeline, LSN: sizes.recordEnd(at)}
 	if up, err := tracker.ParseLSN(*flushed); err != nil || up < tok.LSN {
-		if err := flush(ctx, query, tok.LSN, version); err != nil {
-			return tracker.Token{}, fmt.Errorf("replication: capture a token: %w", err)
-		}
+		flush(ctx, query, tok.LSN, up, version)
+	}
+	if ctx.Err() != nil {
+		return tracker.Token{}, fmt.Errorf("replication: capture a token: %w", context.Cause(ctx))
 	}
 	return tok, nil
 }
 
 // flushPauses are between looks whether others' commits have flushed the WAL.
-var flushPauses = []time.Duration{500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond}
+// After flushIdle of them, a server that has flushed nothing meanwhile is idle.
+var flushPauses = []time.Duration{500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond}
 
-// flush waits until the WAL up to lsn is flushed, and has the server flush it
-// when nobody else does: with a small message in the WAL, which means nothing to
-// anybody. Within somebody's transaction block it leaves that to others.
-func flush(ctx context.Context, query func(sql string, to ...any) error, lsn tracker.LSN, version int64) error {
-	var block bool
-	for _, pause := range flushPauses {
+const flushIdle = 3
+
+// flush waits until the WAL up to lsn is flushed, of which there was flushed at
+// first, and has an idle server flush it: with a small message in the WAL, which
+// means nothing to anybody. On a busy one, and within somebody's transaction
+// block, it is left to others. The token is right whatever comes of it, so it has
+// no error.
+func flush(ctx context.Context, query func(sql string, to ...any) error, lsn, first tracker.LSN, version int64) {
+	for i, pause := range flushPauses {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return
 		}
 		var flushed string
-		if err := query(flushedQuery, &flushed, &block); err != nil {
-			return err
+		var block bool
+		if query(flushedQuery, &flushed, &block) != nil {
+			return
 		}
-		if up, err := tracker.ParseLSN(flushed); err != nil || up >= lsn {
-			return err
+		up, err := tracker.ParseLSN(flushed)
+		switch {
+		case err != nil || up >= lsn:
+			return
+		case i+1 < flushIdle || up != first:
+			continue
+		case block:
+			return
 		}
+		message := `SELECT set_config('synchronous_commit', 'local', true) || pg_logical_emit_message(true, 'walwake', '')` // its commit flushes
+		if version >= 170000 {
+			message = `SELECT pg_logical_emit_message(false, 'walwake', '', true)::text`
+		}
+		var end string
+		_ = query(message, &end) // a role may not be let
+		return
 	}
-	if block {
-		return nil
-	}
-	message := `SELECT set_config('synchronous_commit', 'local', true) || pg_logical_emit_message(true, 'walwake', '')` // its commit flushes
-	if version >= 170000 {
-		message = `SELECT pg_logical_emit_message(false, 'walwake', '', true)::text`
-	}
-	var end string
-	if err := query(message, &end); err != nil && ctx.Err() != nil {
-		return err
-	}
-	return nil // one that may not: the token is right all the same
 }
 
 // walSizes are the server's WAL block and segment sizes, in bytes.
