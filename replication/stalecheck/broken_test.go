@@ -26,6 +26,9 @@ type trap struct {
 	step   bool // one write at a time, each waited for, on an otherwise idle primary
 }
 
+// firstLogical is the first PostgreSQL whose standbys decode.
+const firstLogical = 16
+
 var traps = []trap{
 	{name: "position before COMMIT", kinds: []string{stale}, change: func(o *options) { o.capture = beforeCommit }},
 	{name: "write position instead of insert position", kinds: []string{stale}, change: func(o *options) {
@@ -48,7 +51,7 @@ var traps = []trap{
 		}
 	}},
 	{name: "not looked again after registering", kinds: []string{late}, step: true, change: func(o *options) { o.follow = followRacy }},
-	{name: "logical stream not pinged", kinds: []string{late}, from: 16, step: true, change: func(o *options) { o.follow = followSilent }},
+	{name: "logical stream not pinged", kinds: []string{late}, from: firstLogical, step: true, change: func(o *options) { o.follow = followSilent }},
 }
 
 func faultsNamed(name string) []fault {
@@ -249,11 +252,15 @@ type silentSource struct{ dsn string }
 func (p *silentSource) Name() string { return "silent" }
 
 func followSilent(s *scene, n *station) []follower {
-	if n == s.stations[0] {
+	if n == s.stations[0] || s.cluster.Version < firstLogical {
 		return nil
 	}
 	f := s.track(n, &silentSource{n.DSN("replication=database")}, "silent")
-	<-f.waiter.(*tracker.Tracker).Ready()
+	select {
+	case <-f.waiter.(*tracker.Tracker).Ready():
+	case <-time.After(time.Minute): // an idle primary logs what the slot needs within 15 s
+		s.t.Fatal("the logical stream does not begin")
+	}
 	return []follower{f}
 }
 

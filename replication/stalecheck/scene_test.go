@@ -118,7 +118,7 @@ func (s *scene) logf(format string, args ...any) {
 func walwake(s *scene, n *station) []follower {
 	var all []follower
 	uses := map[string][]replication.Kind{"": nil, "poll": {replication.Poll}, "physical": {replication.Physical}}
-	if s.cluster.Version >= 16 {
+	if s.cluster.Version >= firstLogical {
 		uses["logical"] = []replication.Kind{replication.Logical}
 	}
 	if s.cluster.Version >= 19 {
