@@ -30,7 +30,9 @@ type trap struct {
 const firstLogical = 16
 
 var traps = []trap{
-	{name: "position before COMMIT", kinds: []string{stale}, change: func(o *options) { o.capture = beforeCommit }},
+	{name: "position before COMMIT", kinds: []string{stale}, change: func(o *options) {
+		o.capture, o.faults = beforeCommit, faultsNamed("replay lags") // which holds commits back, and nothing else
+	}},
 	{name: "write position instead of insert position", kinds: []string{stale}, change: func(o *options) {
 		o.async, o.capture = true, writePosition
 	}},
@@ -41,6 +43,7 @@ var traps = []trap{
 	}},
 	{name: "highest position of all connections", kinds: []string{stale, backwards}, change: func(o *options) {
 		o.faults, o.timeout = faultsNamed("standby crashed, and kept behind"), 50*time.Millisecond
+		o.anyAge, o.readers = true, 8
 		o.follow = twisted(func(p *pollSource) { p.monotone = true }, replayedQuery)
 	}},
 	{name: "timeline ignored", kinds: []string{stale, hidden}, change: func(o *options) {

@@ -70,12 +70,12 @@ func (h *history) acknowledged(w write) {
 	}
 }
 
-// pick returns a write, most often one of the latest.
-func (h *history) pick(rng *rand.Rand) write {
+// pick returns a write, most often one of the latest unless anyAge.
+func (h *history) pick(rng *rand.Rand, anyAge bool) write {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	n := len(h.writes)
-	if rng.IntN(10) == 0 {
+	if anyAge || rng.IntN(10) == 0 {
 		return h.writes[rng.IntN(n)]
 	}
 	return h.writes[n-1-rng.IntN(min(n, 8))]

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walwake/walwake/tracker"
 )
@@ -50,7 +51,7 @@ func (r *reader) close() {
 func (r *reader) one(ctx context.Context) {
 	st := r.stations[r.rng.IntN(len(r.stations))]
 	if len(st.followers) > 0 {
-		r.check(ctx, st, st.followers[r.rng.IntN(len(st.followers))], r.history.pick(r.rng))
+		r.check(ctx, st, st.followers[r.rng.IntN(len(st.followers))], r.history.pick(r.rng, r.o.anyAge))
 	}
 }
 
@@ -109,6 +110,8 @@ func (r *reader) forget(st *station) {
 	delete(r.conns, st)
 }
 
+const undefinedTable = "42P01"
+
 const lookQuery = `SELECT EXISTS (SELECT FROM writes WHERE id = $1), coalesce((SELECT max(id) FROM writes WHERE writer = $2), 0)`
 
 // whereQuery asks for a position that what was read is not behind. A standby
@@ -125,7 +128,11 @@ const whereQuery = `SELECT NOT pg_is_in_recovery(), (SELECT system_identifier FR
 func (r *reader) look(ctx context.Context, conn *pgx.Conn, w write) (there bool, seen int64, at tracker.Token, primary bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, operation)
 	defer cancel()
-	if err := conn.QueryRow(ctx, lookQuery, w.id, r.watch).Scan(&there, &seen); err != nil {
+	err = conn.QueryRow(ctx, lookQuery, w.id, r.watch).Scan(&there, &seen)
+	if e, is := errors.AsType[*pgconn.PgError](err); is && e.Code == undefinedTable {
+		return false, 0, at, false, nil // so far behind that the table is not there yet
+	}
+	if err != nil {
 		return false, 0, at, false, err
 	}
 	var system int64
@@ -196,6 +203,9 @@ func (r *reader) watchFor(conn *pgx.Conn, w write) (stop func() (visible time.Ti
 			look, cancel := context.WithTimeout(context.Background(), operation)
 			failed = conn.QueryRow(look, `SELECT EXISTS (SELECT FROM writes WHERE id = $1)`, w.id).Scan(&there)
 			cancel()
+			if e, is := errors.AsType[*pgconn.PgError](failed); is && e.Code == undefinedTable {
+				failed = nil
+			}
 			if there {
 				visible = time.Now()
 			}

@@ -34,6 +34,7 @@ type options struct {
 	writers, readers int
 	pause            time.Duration // between two writes of a writer: 0 for none
 	async            bool          // synchronous_commit = off
+	anyAge           bool          // writes are read whatever their age, and not most often the latest
 	faults           []fault
 	timeout          time.Duration // of each wait
 	late             time.Duration // a wait may last so much longer than until the row could be read
@@ -70,7 +71,10 @@ func newScene(t *testing.T, o options) *scene {
 	if o.standbys == 0 {
 		o.standbys = 2
 	}
-	c := replicationtest.Start(t, replicationtest.Options{Standbys: o.standbys, PrimarySettings: map[string]string{
+	// What makes a standby that crashes come back far behind: nothing has it write
+	// its buffers, nor keep a restartpoint (fact R6).
+	c := replicationtest.Start(t, replicationtest.Options{Standbys: o.standbys, Settings: map[string]string{
+		"bgwriter_lru_maxpages": "0", "shared_buffers": "128MB", "checkpoint_timeout": "1h", "max_wal_size": "4GB",
 		"wal_keep_size": "512MB", "max_connections": "300",
 	}})
 	s := &scene{t: t, o: o, cluster: c, history: newHistory(), log: t.Output()}
