@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,6 @@ const (
 type history struct {
 	began time.Time
 	first chan struct{} // closed with the first write
-	found chan struct{} // closed with the first violation
 
 	reads    atomic.Int64 // that were checked
 	broken   atomic.Int64 // that failed with their connection
@@ -58,7 +58,7 @@ type history struct {
 }
 
 func newHistory() *history {
-	return &history{began: time.Now(), first: make(chan struct{}), found: make(chan struct{}), lost: map[int64]string{}}
+	return &history{began: time.Now(), first: make(chan struct{}), lost: map[int64]string{}}
 }
 
 func (h *history) acknowledged(w write) {
@@ -93,9 +93,6 @@ func (h *history) violate(kind, format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.violations = append(h.violations, violation{time.Since(h.began), kind, fmt.Sprintf(format, args...)})
-	if len(h.violations) == 1 {
-		close(h.found)
-	}
 }
 
 // wrong returns the violations.
@@ -103,6 +100,11 @@ func (h *history) wrong() []violation {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return append([]violation(nil), h.violations...)
+}
+
+// has reports whether there is a violation of one of these kinds.
+func (h *history) has(kinds []string) bool {
+	return slices.ContainsFunc(h.wrong(), func(v violation) bool { return slices.Contains(kinds, v.kind) })
 }
 
 func (h *history) all() []write {

@@ -55,7 +55,7 @@ func (s *scene) run() {
 		}
 	})
 	for s.history.reads.Load() < s.o.reads && ctx.Err() == nil {
-		if s.o.unlessFound && len(s.history.wrong()) > 0 {
+		if s.history.has(s.o.until) {
 			break
 		}
 		rest(ctx, 10*time.Millisecond)

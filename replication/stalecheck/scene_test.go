@@ -41,7 +41,7 @@ type options struct {
 	standbys         int
 	capture          commitAndCapture
 	follow           func(s *scene, n *station) []follower
-	unlessFound      bool // it is over with the first violation
+	until            []string // it is over with the first violation of these kinds
 }
 
 // station is a node, the proxy to it that trackers use, and its trackers.
