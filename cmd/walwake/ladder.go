@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	settleWithin = time.Second            // is how long a ladder is given to settle at most
+	settleWithin = 3 * time.Second        // is how long a ladder is given to settle at most
 	settledFor   = 200 * time.Millisecond // after its last change, it has settled
 	settleLook   = 5 * time.Millisecond   // is how often it is looked at
 )
