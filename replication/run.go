@@ -53,7 +53,7 @@ type run struct {
 	pace       pace
 	two        bool        // there is, or was, a second session
 	last       reading     // the latest
-	unstreamed time.Time   // since when no walreceiver streams; meaningful while last has no timeline
+	unstreamed time.Time   // since when no walreceiver streams; zero: it does
 	asked      time.Time   // when it was asked for
 	fullAt     time.Time   // when the full question was asked last
 	wanted     time.Time   // when somebody last waited
@@ -302,7 +302,7 @@ func (r *run) lasting(rd reading) bool {
 	if !rd.unstreamed {
 		return true
 	}
-	if r.unstreamed.IsZero() || r.last.timeline != 0 {
+	if r.unstreamed.IsZero() {
 		r.unstreamed = time.Now()
 	}
 	return time.Since(r.unstreamed) >= hiccup
@@ -368,6 +368,9 @@ func (r *run) report(a answer) error {
 		rd.held.alone = false // it has something to replay yet
 	}
 	r.last = rd
+	if rd.timeline != 0 {
+		r.unstreamed = time.Time{}
+	}
 	r.mu.Unlock()
 	if note := rd.note(); note != said {
 		r.feed.Note(note)

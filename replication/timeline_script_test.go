@@ -210,3 +210,46 @@ func TestReplicationConnectionThatComesTooLate(t *testing.T) {
 		})
 	}
 }
+
+// A walreceiver that is gone for a moment, however often, is no reason to leave
+// the plain connection, and one that stays away is.
+func TestWalreceiverThatIsGoneForAMomentChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lsn atomic.Uint64
+		lsn.Store(100)
+		var gone atomic.Bool
+		s := fastScript(t, &lsn, func() []byte {
+			if gone.Load() {
+				return nil
+			}
+			return binaryRecord([]byte("streaming"), uint32Bytes(1))
+		})
+		answer := s.answer
+		s.answer = func(conn int, query string) ([][]*string, error) {
+			rows, err := answer(conn, query)
+			if query == lookQuery && gone.Load() {
+				rows[0][3] = nil
+			}
+			return rows, err
+		}
+		tr := laddered(t, s, Config{Use: []Kind{Poll}})
+		w := tr.Request(tok(1000))
+		defer w.Cancel()
+		for i := range 8 { // whichever question meets it first
+			gone.Store(true)
+			time.Sleep(time.Second)
+			gone.Store(false)
+			time.Sleep(10*time.Second + time.Duration(i)*fullEvery/7)
+		}
+		synctest.Wait()
+		if _, conns := s.asked(); conns != 1 || tr.Stats().Epochs != 1 {
+			t.Errorf("%d connections, %+v", conns, tr.Stats())
+		}
+		gone.Store(true)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if st := tr.Stats(); st.Epochs != 2 || st.Failures != 0 {
+			t.Errorf("after 5 s: %+v", st)
+		}
+	})
+}
