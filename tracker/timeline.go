@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"math"
-	"slices"
 	"strconv"
 )
 
@@ -88,9 +87,9 @@ func parseFork(line []byte) (Fork, bool) {
 // file says 1 0/50000A0, 2 0/30160C8: of timeline 1 it has only what was written up to 0/30160C8.
 func (h History) End(tli uint32) (LSN, bool) {
 	end := LSN(math.MaxUint64)
-	for _, f := range slices.Backward(h) {
-		end = min(end, f.End)
-		if f.Timeline == tli {
+	for i := len(h) - 1; i >= 0; i-- { //nolint:modernize // with slices.Backward it is not inlined: see view.judge
+		end = min(end, h[i].End)
+		if h[i].Timeline == tli {
 			return end, true
 		}
 	}

@@ -130,14 +130,7 @@ func (t *Tracker) LastReplay() (Observation, bool) {
 // up to tok. It is false while the position is unknown, and true for the zero
 // Token. It does not block or allocate and may be called at any rate.
 func (t *Tracker) Replayed(tok Token) bool {
-	v := t.view.Load()
-	return v != nil && v.passed(tok) || t.judged(tok)
-}
-
-// judged is Replayed where it takes more than a look.
-func (t *Tracker) judged(tok Token) bool {
-	v := t.view.Load()
-	return tok == Token{} || v != nil && v.judge(tok) == replayed
+	return t.view.Load().judge(tok) == replayed
 }
 
 // Wait blocks until tok is replayed, and returns nil at once when it is. See
@@ -171,11 +164,8 @@ func (t *Tracker) Request(tok Token) *Waiter {
 // enterLocked puts w where it belongs: over, or into a list. It reports whether
 // the source must hear of it.
 func (t *Tracker) enterLocked(w *Waiter) (urgent bool) {
-	d := behind
 	v := t.view.Load()
-	if v != nil {
-		d = v.judge(w.Token())
-	}
+	d := v.judge(w.Token())
 	var err error
 	switch {
 	case t.closed:
