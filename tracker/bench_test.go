@@ -115,9 +115,9 @@ func BenchmarkReplayedParallel(b *testing.B) {
 }
 
 // The list beside two references, in one run, with a million waiters: how long
-// adding and waking each takes, with ascending and with random positions, and
-// what each costs in memory. All three hand out a channel a waiter where one
-// is asked for; here nobody asks.
+// adding and waking each takes, and what each costs in memory, with positions
+// in several orders. Both walwake and the heap make a channel where a waiter
+// asks for one; here nobody asks.
 const million = 1_000_000
 
 type orderOf func(i int) LSN
@@ -134,6 +134,17 @@ var orders = []struct {
 	{"random", func() orderOf {
 		r := rand.New(rand.NewPCG(1, 2))
 		return func(int) LSN { return LSN(1000 + r.Uint64N(1<<40)) }
+	}},
+	// The three that a sorted array could fear.
+	{"descending", func() orderOf { return func(i int) LSN { return LSN(1<<40 - i) } }},
+	{"equal", func() orderOf { return func(int) LSN { return 1000 } }},
+	{"middle", func() orderOf { // each between the two before it
+		return func(i int) LSN {
+			if i%2 == 0 {
+				return LSN(1000 + i)
+			}
+			return LSN(1<<40 - i)
+		}
 	}},
 }
 
@@ -204,23 +215,67 @@ func heapInUse() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkCancelOneOfAMillion takes one out, at random, and puts one back.
+// BenchmarkCancelOneOfAMillion cancels 10,000 at random, and puts them back
+// without being timed.
 func BenchmarkCancelOneOfAMillion(b *testing.B) {
-	for _, order := range orders {
-		b.Run("order="+order.name, func(b *testing.B) {
-			tr, _ := loaded(b, 10)
-			next := order.of()
-			ws := make([]*Waiter, million)
+	forCancel(b, func(b *testing.B, next orderOf, request func(LSN) any, cancel func(any)) {
+		const batch = 10_000
+		ws := make([]any, million)
+		lsns := make([]LSN, million)
+		for i := range ws {
+			lsns[i] = next(i)
+			ws[i] = request(lsns[i])
+		}
+		rand.New(rand.NewPCG(3, 4)).Shuffle(million, func(i, j int) {
+			ws[i], ws[j] = ws[j], ws[i]
+			lsns[i], lsns[j] = lsns[j], lsns[i]
+		})
+		for from := 0; b.Loop(); from = (from + batch) % million {
+			for _, w := range ws[from : from+batch] {
+				cancel(w)
+			}
+			b.StopTimer()
+			for i := from; i < from+batch; i++ {
+				ws[i] = request(lsns[i])
+			}
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batch, "ns/cancel")
+	})
+}
+
+// BenchmarkCancelAllOfAMillion cancels a million at random, down to none.
+func BenchmarkCancelAllOfAMillion(b *testing.B) {
+	forCancel(b, func(b *testing.B, next orderOf, request func(LSN) any, cancel func(any)) {
+		ws := make([]any, million)
+		for b.Loop() {
+			b.StopTimer()
 			for i := range ws {
-				ws[i] = tr.Request(tok(next(i)))
+				ws[i] = request(next(i))
 			}
-			r := rand.New(rand.NewPCG(3, 4))
-			b.ReportAllocs()
-			for b.Loop() {
-				i := r.IntN(million)
-				ws[i].Cancel()
-				ws[i] = tr.Request(ws[i].Token())
+			rand.New(rand.NewPCG(3, 4)).Shuffle(million, func(i, j int) { ws[i], ws[j] = ws[j], ws[i] })
+			b.StartTimer()
+			for _, w := range ws {
+				cancel(w)
 			}
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/million, "ns/cancel")
+	})
+}
+
+// forCancel runs a benchmark with each order and each list that can cancel.
+func forCancel(b *testing.B, run func(b *testing.B, next orderOf, request func(LSN) any, cancel func(any))) {
+	for _, order := range orders {
+		b.Run("order="+order.name+"/list=walwake", func(b *testing.B) {
+			tr, _ := loaded(b, 10)
+			run(b, order.of(), func(lsn LSN) any { return tr.Request(tok(lsn)) }, func(w any) { w.(*Waiter).Cancel() })
+			if n := tr.Stats().Waiting; n%million != 0 {
+				b.Fatal(n, "wait")
+			}
+		})
+		b.Run("order="+order.name+"/list=heap", func(b *testing.B) {
+			h := new(refHeap)
+			run(b, order.of(), func(lsn LSN) any { return h.request(lsn) }, func(w any) { h.cancel(w.(*refWaiter)) })
 		})
 	}
 }

@@ -21,7 +21,7 @@ func newRefPosition(lsn LSN) *refPosition {
 //go:noinline
 func (p *refPosition) replayed(tok Token) bool { return *p.at.Load() >= tok.LSN }
 
-// refHeap is the first reference: container/heap with an index for removal.
+// refHeap is the first reference of the list: container/heap with an index for removal.
 type refHeap struct {
 	mu sync.Mutex
 	ws []*refWaiter
@@ -63,6 +63,18 @@ func (h *refHeap) request(lsn LSN) *refWaiter {
 	return w
 }
 
+func (h *refHeap) cancel(w *refWaiter) {
+	h.mu.Lock()
+	if !w.over {
+		heap.Remove(h, w.index)
+		w.over = true
+	}
+	h.mu.Unlock()
+	if w.done != nil {
+		close(w.done)
+	}
+}
+
 func (h *refHeap) wake(lsn LSN) {
 	h.mu.Lock()
 	var over []*refWaiter
@@ -79,7 +91,7 @@ func (h *refHeap) wake(lsn LSN) {
 	}
 }
 
-// refMap is the second reference: waiters by position in a map, as etcd's
+// refMap is the second: waiters by position in a map, as etcd's
 // pkg/wait has them, with a heap of the positions to find those that are due.
 // As there, the channel is made on arrival.
 type refMap struct {

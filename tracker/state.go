@@ -122,6 +122,8 @@ func (t *Tracker) countLocked(err error) {
 	switch {
 	case err == nil:
 		t.stats.Woken++
+	case err == ErrCanceled: //nolint:errorlint // Cancel's own, and the commonest; the others are looked for one after the other
+		t.stats.Canceled++
 	case errors.Is(err, ErrTimeout):
 		t.stats.TimedOut++
 	case errors.Is(err, ErrDiverged):
