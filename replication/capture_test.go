@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -45,8 +46,8 @@ func TestCaptureCoversACommitThatIsNotFlushed(t *testing.T) {
 	exec(t, conn, `SET synchronous_commit = off`)
 	tr := poll(t, c.Standbys[0].DSN(), tracker.Config{})
 	low := 0
-	for i := range 25 { // each takes as long as the WAL writer sleeps, up to 200 ms
-		id := 1_000_000 + i
+	for range 25 { // each takes as long as the WAL writer sleeps, up to 200 ms
+		id := newID()
 		exec(t, conn, `INSERT INTO writes VALUES ($1)`, id)
 		written := value[tracker.LSN](t, conn, `SELECT pg_current_wal_lsn()`)
 		tok := capture(t, conn)
@@ -55,7 +56,7 @@ func TestCaptureCoversACommitThatIsNotFlushed(t *testing.T) {
 		}
 		wait(t, tr, tok)
 		if !value[bool](t, reader, `SELECT EXISTS (SELECT FROM writes WHERE id = $1)`, id) {
-			t.Fatalf("write %d is not there after Wait(%s)", i, tok)
+			t.Fatalf("write %d is not there after Wait(%s)", id, tok)
 		}
 	}
 	if low == 0 {
@@ -111,7 +112,7 @@ func TestCaptureInsideATransactionThatHasWrittenIsAnError(t *testing.T) {
 	if _, err := replication.Capture(ctx, tx); err != nil {
 		t.Errorf("a transaction that has not written: %v", err)
 	}
-	if _, err := tx.Exec(ctx, `SAVEPOINT s; INSERT INTO writes VALUES (2000000)`); err != nil {
+	if _, err := tx.Exec(ctx, fmt.Sprintf(`SAVEPOINT s; INSERT INTO writes VALUES (%d)`, newID())); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := replication.Capture(ctx, tx); !errors.Is(err, replication.ErrInTransaction) {
@@ -132,7 +133,7 @@ func TestCaptureInsideATransactionThatHasWrittenIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stx.ExecContext(ctx, `INSERT INTO writes VALUES (2000001)`); err != nil {
+	if _, err := stx.ExecContext(ctx, `INSERT INTO writes VALUES ($1)`, newID()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := replication.CaptureSQL(ctx, stx); !errors.Is(err, replication.ErrInTransaction) {

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -198,7 +197,7 @@ func fuzzed(server Server, conn *pgx.Conn, answer []byte, mode uint8) *session {
 	front.SetMaxBodyLen(maxAnswer)
 	s := &session{
 		server: server, conn: conn, link: &pgconn.HijackedConn{Frontend: front},
-		backend: "1", system: 7, standby: mode&1 == 0, sizes: walSizes{8192, 16 << 20}, deadline: time.NewTimer(time.Hour),
+		backend: "1", system: 7, standby: mode&1 == 0, sizes: walSizes{8192, 16 << 20}, deadline: newDeadline(func() {}),
 	}
 	if mode&2 != 0 {
 		s.walsender = true

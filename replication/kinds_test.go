@@ -46,12 +46,12 @@ func publish(t *testing.T, c *replicationtest.Cluster) {
 func TestEachKindReadsYourWrites(t *testing.T) {
 	c := cluster(t)
 	publish(t, c)
-	for i, kind := range kinds(c.Version) {
+	for _, kind := range kinds(c.Version) {
 		t.Run(string(kind), func(t *testing.T) {
 			tr := follow(t, c, c.Standbys[0], kind, tracker.Config{})
 			writer, reader := connect(t, c.Primary), connect(t, c.Standbys[0])
 			for n := range 500 {
-				id := 10_000_000 + 10_000*i + n
+				id := newID()
 				exec(t, writer, `INSERT INTO writes VALUES ($1)`, id)
 				wait(t, tr, capture(t, writer))
 				if !value[bool](t, reader, `SELECT EXISTS (SELECT FROM writes WHERE id = $1)`, id) {

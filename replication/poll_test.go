@@ -17,7 +17,7 @@ func TestPollReadsYourWrites(t *testing.T) {
 	writer, reader := connect(t, c.Primary), connect(t, c.Standbys[0])
 	tr := poll(t, c.Standbys[0].DSN(), tracker.Config{})
 	for i := range 500 {
-		id := 3_000_000 + i
+		id := newID()
 		exec(t, writer, `INSERT INTO writes VALUES ($1)`, id)
 		wait(t, tr, capture(t, writer))
 		if !value[bool](t, reader, `SELECT EXISTS (SELECT FROM writes WHERE id = $1)`, id) {
@@ -215,8 +215,8 @@ func TestPollOnAPrimaryEndsEachWaitForItsOwnHistory(t *testing.T) {
 	c := cluster(t)
 	writer := connect(t, c.Primary)
 	tr := poll(t, c.Primary.DSN(), tracker.Config{})
-	for i := range 100 {
-		exec(t, writer, `INSERT INTO writes VALUES ($1)`, 4_000_000+i)
+	for range 100 {
+		exec(t, writer, `INSERT INTO writes VALUES ($1)`, newID())
 		wait(t, tr, capture(t, writer))
 	}
 	if o, _ := tr.LastReplay(); !o.Primary {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +36,12 @@ func TestMain(m *testing.M) {
 }
 
 var closeShared = func() error { return nil }
+
+var ids atomic.Int64
+
+// newID is a row of writes that is not there yet, however often the tests run. What
+// tests add above the highest one stays below the next.
+func newID() int64 { return ids.Add(1_000_000) }
 
 func cluster(t *testing.T) *replicationtest.Cluster {
 	t.Helper()

@@ -49,7 +49,8 @@ type run struct {
 
 	mu         sync.Mutex // guards what follows, s.busy, and writing to sessions
 	over       bool
-	waits      *waitFor // nil where WAIT FOR LSN is not used
+	waits      *waitFor // nil where WAIT FOR LSN is not the kind in use
+	standing            // s waits for any replay
 	pace       pace
 	two        bool        // there is, or was, a second session
 	last       reading     // the latest
@@ -89,6 +90,7 @@ func (r *run) observe(ctx context.Context) error {
 	r.board.reset()
 	r.streams = newStreams(ctx, r)
 	r.mu.Lock()
+	r.standing = standing{possible: s.standby && !s.walsender && s.major >= firstVersion[WaitFor] && r.board.has(WaitFor)}
 	r.timer = time.AfterFunc(r.cfg.IdleInterval, r.tick)
 	r.patience.timer = time.AfterFunc(time.Hour, r.lasts)
 	r.mu.Unlock()
@@ -219,6 +221,9 @@ func (r *run) event(again bool) {
 	if err != nil {
 		r.fail(err)
 	}
+	if r.s.busy && (r.waits == nil || !r.s.waiting.Load()) {
+		return // its answer acts
+	}
 	// What asked nothing does not put off what is due: hints may come for ever.
 	at := now.Add(next)
 	if r.asked.Equal(asked) && r.due.After(now) && r.due.Before(at) {
@@ -246,7 +251,12 @@ func (r *run) actLocked() (time.Duration, error) {
 	switch {
 	case r.waits.usableLocked(r):
 		return r.waits.actLocked(r, d, pause, now)
-	case r.s.busy || !r.again:
+	case r.s.busy:
+		return pause, nil
+	case !r.again && r.standsLocked(r, d, now):
+		r.asked = now
+		return pause, r.s.askAfter(r.last.lsn+1, streamAfter)
+	case !r.again:
 		return pause, nil
 	case d.Waiting > 0, now.Sub(r.asked) >= r.cfg.IdleInterval:
 	case now.Sub(r.wanted) > freshFor:
@@ -276,6 +286,7 @@ func (r *run) take(s *session, a answer) {
 	r.mu.Lock()
 	s.done()
 	r.waits.tookLocked(a)
+	r.standing.tookLocked(a)
 	// A second session that WaitFor has left ends, and the run goes on.
 	over := r.over || s != r.s && (r.waits == nil || r.waits.second != s)
 	r.mu.Unlock()

@@ -42,8 +42,8 @@ type session struct {
 	waiting     atomic.Bool  // the first of them is WAIT FOR LSN's
 	interrupted atomic.Bool  // we have had it cancelled; cleared with the answer
 	read        sync.WaitGroup
-	busy        bool        // a request is under way; guarded by the owner's mutex
-	deadline    *time.Timer // ends the connection when a request takes too long
+	busy        bool      // a request is under way; guarded by the owner's mutex
+	deadline    *deadline // ends the connection when a request takes too long
 }
 
 // answer is what came of a request: a reading, or the error that has ended the
@@ -83,8 +83,7 @@ func openSession(ctx context.Context, server Server, walsender bool, peer *sessi
 	}
 	_ = s.link.Conn.SetDeadline(time.Time{})
 	s.link.Frontend.SetMaxBodyLen(maxAnswer)
-	s.deadline = time.AfterFunc(time.Hour, func() { _ = s.link.Conn.SetDeadline(time.Unix(1, 0)) })
-	s.deadline.Stop()
+	s.deadline = newDeadline(func() { _ = s.link.Conn.SetDeadline(time.Unix(1, 0)) })
 	return s, nil
 }
 
@@ -151,7 +150,7 @@ func (s *session) listen(take func(answer)) {
 // under way: a WAIT FOR LSN is cancelled, or its server process would go on
 // until the wait's own TIMEOUT.
 func (s *session) close(busy bool) {
-	s.deadline.Stop()
+	s.deadline.done()
 	if busy {
 		s.interrupt()
 	}
@@ -229,8 +228,7 @@ func (s *session) startupParameter() []byte {
 
 func (s *session) flush(limit time.Duration) error {
 	s.busy = true
-	s.deadline.Reset(limit)
-	_ = s.link.Conn.SetWriteDeadline(time.Now().Add(s.server.QueryTimeout))
+	s.deadline.begin(limit)
 	if err := s.link.Frontend.Flush(); err != nil {
 		return fmt.Errorf("replication: ask for the replayed position: %w", err)
 	}
@@ -240,7 +238,7 @@ func (s *session) flush(limit time.Duration) error {
 // done takes note that the request's answer has come.
 func (s *session) done() {
 	s.busy = false
-	s.deadline.Stop()
+	s.deadline.done()
 }
 
 // receive reads one answer: all that comes up to as many ReadyForQuery as the
