@@ -28,9 +28,6 @@ var shared = sync.OnceValues(func() (*replicationtest.Cluster, error) {
 })
 
 func TestMain(m *testing.M) {
-	if runLoader() {
-		return
-	}
 	m.Run()
 	_ = closeShared()
 }

@@ -50,7 +50,7 @@ type run struct {
 	mu         sync.Mutex // guards what follows, s.busy, and writing to sessions
 	over       bool
 	waits      *waitFor // nil where WAIT FOR LSN is not the kind in use
-	standing            // s waits for any replay
+	standing   standing // s waits for any replay
 	pace       pace
 	two        bool        // there is, or was, a second session
 	last       reading     // the latest
@@ -90,7 +90,7 @@ func (r *run) observe(ctx context.Context) error {
 	r.board.reset()
 	r.streams = newStreams(ctx, r)
 	r.mu.Lock()
-	r.standing = standing{possible: s.standby && !s.walsender && s.major >= firstVersion[WaitFor] && r.board.has(WaitFor)}
+	r.standing = standing{usable: s.standby && !s.walsender && s.major >= firstVersion[WaitFor] && r.board.has(WaitFor)}
 	r.timer = time.AfterFunc(r.cfg.IdleInterval, r.tick)
 	r.patience.timer = time.AfterFunc(time.Hour, r.lasts)
 	r.mu.Unlock()
@@ -253,7 +253,7 @@ func (r *run) actLocked() (time.Duration, error) {
 		return r.waits.actLocked(r, d, pause, now)
 	case r.s.busy:
 		return pause, nil
-	case !r.again && r.standsLocked(r, d, now):
+	case !r.again && r.standing.possibleLocked(r, d, now):
 		r.asked = now
 		return pause, r.s.askAfter(r.last.lsn+1, streamAfter)
 	case !r.again:

@@ -10,13 +10,13 @@ import (
 // once a replica that keeps up would have replayed and before a stream is worth
 // opening. No position that is waited for can be below that, so nobody is held up.
 type standing struct {
-	possible bool
-	failed   time.Time // when it last did; not tried again for a while
+	usable bool
+	failed time.Time // when it last did; not tried again for a while
 }
 
-// standsLocked reports whether to wait for replay now.
-func (st *standing) standsLocked(r *run, d tracker.Demand, now time.Time) bool {
-	if !st.possible || r.last.lsn >= d.Lowest || !r.last.known || r.last.timeline == 0 || now.Sub(r.pace.since) >= streamAfter {
+// possibleLocked reports whether to wait for replay now.
+func (st *standing) possibleLocked(r *run, d tracker.Demand, now time.Time) bool {
+	if !st.usable || r.last.lsn >= d.Lowest || !r.last.known || r.last.timeline == 0 || now.Sub(r.pace.since) >= streamAfter {
 		return false
 	}
 	stream, _ := r.board.better(Poll)
