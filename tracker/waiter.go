@@ -28,7 +28,7 @@ type Waiter struct {
 	system   uint64        //
 	seq      uint64        // order of arrival; fixed once in a list
 	done     chan struct{} // made when somebody asks for it; guarded by t.mu until over
-	err      error         // guarded by t.mu; fixed once over
+	err      error         // guarded by t.mu; fixed once over, and then to be read by who knows that
 	timeline uint32        //
 	place    place         // guarded by t.mu
 }
@@ -83,7 +83,7 @@ func (w *Waiter) Await(ctx context.Context) error {
 	done := w.Done()
 	select {
 	case <-done:
-		return w.Err()
+		return w.err
 	default:
 	}
 	t := w.t
@@ -104,7 +104,7 @@ func (w *Waiter) Await(ctx context.Context) error {
 	case <-ctx.Done():
 		t.end(w, func() error { return t.contextErrorLocked(ctx, w.Token(), time.Since(start)) })
 	}
-	err := w.Err()
+	err := w.err // it is over; without the mutex, for which all who are woken at once would queue
 	if o := t.cfg.Observer; o.WaitEnd != nil {
 		o.WaitEnd(ctx, WaitResult{Token: w.Token(), Waited: time.Since(start), Err: err})
 	}
