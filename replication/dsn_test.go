@@ -24,7 +24,7 @@ func TestNoPasswordIsInAConfigError(t *testing.T) {
 		"password=" + secret + " =",
 	} {
 		_, err := replication.New(replication.Config{Replica: replication.Server{DSN: dsn}})
-		if err == nil || strings.Contains(err.Error(), secret) || !strings.Contains(err.Error(), "Config.Replica.DSN") {
+		if err == nil || strings.Contains(err.Error(), secret) || !strings.Contains(err.Error(), "Config.Replica: DSN") {
 			t.Errorf("%q: %v", dsn, err)
 		}
 	}

@@ -145,7 +145,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 	}
 	script := &scripted{version: "17.5"}
-	server, err := script.server().checked("Replica")
+	server, err := script.server().Checked()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -91,12 +91,12 @@ var _ tracker.Source = (*Ladder)(nil)
 // New returns a Ladder. It does no I/O; an error names the field that is wrong.
 func New(cfg Config) (*Ladder, error) {
 	var err error
-	if cfg.Replica, err = cfg.Replica.checked("Replica"); err != nil {
-		return nil, err
+	if cfg.Replica, err = cfg.Replica.Checked(); err != nil {
+		return nil, fmt.Errorf("replication: Config.Replica: %w", err)
 	}
 	if !cfg.Primary.isZero() {
-		if cfg.Primary, err = cfg.Primary.checked("Primary"); err != nil {
-			return nil, err
+		if cfg.Primary, err = cfg.Primary.Checked(); err != nil {
+			return nil, fmt.Errorf("replication: Config.Primary: %w", err)
 		}
 	}
 	if cfg.Use == nil {

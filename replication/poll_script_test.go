@@ -236,15 +236,15 @@ func TestPollStartsAnEpochForEachServerProcessBehindAPooler(t *testing.T) {
 func TestConfigErrorsNameTheField(t *testing.T) {
 	replica := Server{DSN: "host=x"}
 	for want, cfg := range map[string]Config{
-		"Config.Replica has neither DSN nor Config": {},
-		"Config.Replica.DSN":                        {Replica: Server{DSN: "postgres://u:secret@host:port/"}},
-		"Config.Primary.DSN":                        {Replica: replica, Primary: Server{DSN: "postgres://u:secret@host:port/"}},
-		"MinInterval":                               {Replica: replica, MinInterval: -1},
-		"want 0 < Min <= Max":                       {Replica: replica, MinInterval: 2, MaxInterval: 1},
-		"Config.Replica: ConnectTimeout":            {Replica: Server{DSN: "host=x", ConnectTimeout: -1}},
-		"Config.Linger":                             {Replica: replica, Linger: -1},
-		`kind "pol"`:                                {Replica: replica, Use: []Kind{"pol"}},
-		`kind "poll" twice`:                         {Replica: replica, Use: []Kind{Poll, Poll}},
+		"Config.Replica: neither DSN nor Config": {},
+		"Config.Replica: DSN":                    {Replica: Server{DSN: "postgres://u:secret@host:port/"}},
+		"Config.Primary: DSN":                    {Replica: replica, Primary: Server{DSN: "postgres://u:secret@host:port/"}},
+		"MinInterval":                            {Replica: replica, MinInterval: -1},
+		"want 0 < Min <= Max":                    {Replica: replica, MinInterval: 2, MaxInterval: 1},
+		"Config.Replica: ConnectTimeout":         {Replica: Server{DSN: "host=x", ConnectTimeout: -1}},
+		"Config.Linger":                          {Replica: replica, Linger: -1},
+		`kind "pol"`:                             {Replica: replica, Use: []Kind{"pol"}},
+		`kind "poll" twice`:                      {Replica: replica, Use: []Kind{Poll, Poll}},
 	} {
 		_, err := New(cfg)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {

@@ -51,9 +51,9 @@ const (
 
 func (s Server) isZero() bool { return s.DSN == "" && s.Config == nil }
 
-// checked returns s with its defaults filled in and its DSN parsed. field is its
-// name in Config.
-func (s Server) checked(field string) (Server, error) {
+// Checked returns s as Connect needs it: with its defaults filled in and its DSN
+// parsed, or an error that says what is wrong. It does no I/O.
+func (s Server) Checked() (Server, error) {
 	if s.ConnectTimeout == 0 {
 		s.ConnectTimeout = DefaultConnectTimeout
 	}
@@ -61,21 +61,33 @@ func (s Server) checked(field string) (Server, error) {
 		s.QueryTimeout = DefaultQueryTimeout
 	}
 	if s.ConnectTimeout < 0 || s.QueryTimeout < 0 {
-		return s, fmt.Errorf("replication: Config.%s: ConnectTimeout %s and QueryTimeout %s: want neither below 0", field, s.ConnectTimeout, s.QueryTimeout)
+		return s, fmt.Errorf("ConnectTimeout %s and QueryTimeout %s: want neither below 0", s.ConnectTimeout, s.QueryTimeout)
 	}
 	if s.Config != nil {
 		s.Config = s.Config.Copy()
 		return s, nil
 	}
 	if s.DSN == "" {
-		return s, fmt.Errorf("replication: Config.%s has neither DSN nor Config: say which server to connect to", field)
+		return s, errors.New("neither DSN nor Config is set: say which server to connect to")
 	}
 	cfg, err := ParseDSN(s.DSN)
 	if err != nil {
-		return s, fmt.Errorf("replication: Config.%s.DSN: %w", field, err)
+		return s, fmt.Errorf("DSN: %w", err)
 	}
 	s.Config = cfg
 	return s, nil
+}
+
+// Connect makes a connection for queries to a server that is Checked. change, if
+// it is not nil, may change the connection's Config before BeforeConnect does. It
+// ends with ctx, and at the latest after ConnectTimeout for each host; a peer that
+// is gone without a word later is found out in some 4 s.
+func (s Server) Connect(ctx context.Context, change func(*pgx.ConnConfig)) (*pgx.Conn, error) {
+	if change != nil {
+		s.Config = s.Config.Copy()
+		change(s.Config)
+	}
+	return s.connect(ctx, false)
 }
 
 // connect makes a connection. With walsender it is a replication connection
