@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -126,38 +125,16 @@ Exit status: 0 no read that waited was stale, 2 usage, 130 interrupted, 143 term
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := d.check(); err != nil {
+			if err := checkPG(d.pg); err != nil {
 				return err
 			}
 			return d.run(c.Context())
 		},
 	}
-	c.Flags().StringVar(&d.pg, "pg", "", "PostgreSQL `version` to run, such as 18, or the folder of one (default: $WALWAKE_PG, or the newest found)")
-	err := c.RegisterFlagCompletionFunc("pg", cobra.FixedCompletions(
-		[]string{"14", "15", "16", "17", "18", "19"}, cobra.ShellCompDirectiveDefault))
-	if err != nil {
-		panic(err) // there is no such flag
-	}
+	pgFlag(c, &d.pg)
 	c.Flags().BoolVar(&d.keep, "keep", false, "leave the servers running at the end, and print how to connect, passwords included")
 	a.jsonFlag(c)
 	return c
-}
-
-// check looks at --pg before anything is started.
-func (d *demoCommand) check() error {
-	if d.pg == "" {
-		return nil
-	}
-	if n, err := strconv.Atoi(d.pg); err == nil {
-		if n < 14 {
-			return usagef("--pg %d: want 14 or newer", n)
-		}
-		return nil
-	}
-	if info, err := os.Stat(d.pg); err != nil || !info.IsDir() {
-		return usagef("--pg %q: want a version such as 18, or a folder that holds bin/postgres", d.pg)
-	}
-	return nil
 }
 
 func (d *demoCommand) run(ctx context.Context) error {

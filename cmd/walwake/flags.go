@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,4 +95,31 @@ func (a *app) optional(f serverFlag) (*server, error) {
 		return nil, usagef("%s: %w", from, err)
 	}
 	return &server{role: f.role, from: from, config: config, address: address(config)}, nil
+}
+
+// pgFlag adds --pg, the PostgreSQL for servers of the command's own.
+func pgFlag(c *cobra.Command, pg *string) {
+	c.Flags().StringVar(pg, "pg", "", "PostgreSQL `version` to run, such as 18, or the folder of one (default: $WALWAKE_PG, or the newest found)")
+	err := c.RegisterFlagCompletionFunc("pg", cobra.FixedCompletions(
+		[]string{"14", "15", "16", "17", "18", "19"}, cobra.ShellCompDirectiveDefault))
+	if err != nil {
+		panic(err) // there is no such flag
+	}
+}
+
+// checkPG looks at --pg before anything is started.
+func checkPG(pg string) error {
+	if pg == "" {
+		return nil
+	}
+	if n, err := strconv.Atoi(pg); err == nil {
+		if n < 14 {
+			return usagef("--pg %d: want 14 or newer", n)
+		}
+		return nil
+	}
+	if info, err := os.Stat(pg); err != nil || !info.IsDir() {
+		return usagef("--pg %q: want a version such as 18, or a folder that holds bin/postgres", pg)
+	}
+	return nil
 }

@@ -40,6 +40,9 @@ var shared = sync.OnceValues(func() (*replicationtest.Cluster, error) {
 var toClose *replicationtest.Cluster // the shared one, once it was started
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "bench-load" {
+		main() // the background of bench is a process of os.Executable(), which is this
+	}
 	code := m.Run()
 	if toClose != nil {
 		if err := toClose.Close(); err != nil {

@@ -44,6 +44,35 @@ func TestBadUsageIsOneLineAndStatus2(t *testing.T) {
 		{"demo now", "unexpected argument"},
 		{"demo --pg 13", "want 14 or newer"},
 		{"demo --pg latest", "want a version such as 18"},
+		{"bench now", "unexpected argument"},
+		{"bench --pg 13", "want 14 or newer"},
+		{"bench --pg latest", "want a version such as 18"},
+		{"bench --rates -1", "--rates: want one or more, none below 0"},
+		{"bench --rates x", "--rates"},
+		{"bench --rates 1.5", "--rates"},
+		{"bench --rates=", "--rates"},
+		{"bench --waiters -1", "--waiters: want one or more, each from 0 to 100000"},
+		{"bench --waiters 1,1000000", "--waiters: want one or more, each from 0 to 100000"},
+		{"bench --waiters many", "--waiters"},
+		{"bench --rounds 0", "--rounds: want 1 or more"},
+		{"bench --rounds x", "--rounds"},
+		{"bench --sessions 0", "--sessions: want 1 or more"},
+		{"bench --slice 0", "above 0 with its unit"},
+		{"bench --slice -1s", "above 0 with its unit"},
+		{"bench --slice 200", "above 0 with its unit"},
+		{"bench --ways nonsense", `--ways: there is no "nonsense", want one of poll-100ms, `},
+		{"bench --ways walwake,", `--ways: there is no ""`},
+		{"bench --primary gibberish", "--primary"},
+		{"bench --replica gibberish", "--replica"},
+		{"bench --replica=", "name both --primary and --replica, or neither"},
+		{"bench --primary=", "name both --primary and --replica, or neither"},
+		{"bench --pg 18", "--pg is for servers of its own"},
+		{"bench --svg /nowhere/x.svg", "--svg: open /nowhere/x.svg: no such file or directory"},
+		{"bench --svg /tmp/x.svg --waiters 0", "--svg is of waits"},
+		{"bench --waiters 0 --ways tight-loop", "nothing to measure of these ways"},
+		{"bench --svg /", "--svg: open /: is a directory"},
+		{"bench-load", "--rate 0: want 1 or more"},
+		{"bench-load --rate -5", "--rate -5: want 1 or more"},
 		{"wiat 0/1", "did you mean wait?"},
 		{"frobnicate", "see walwake --help"},
 		{"help frobnicate", "no command"},
@@ -75,7 +104,7 @@ func TestBadUsageIsAJSONObjectToo(t *testing.T) {
 	if a := decode[waitAnswer](o); a.Result != "error" || !strings.Contains(a.Error, "parse token") || a.Target != nil {
 		t.Errorf("got %+v", a)
 	}
-	for _, args := range [][]string{{"wait", "--json"}, {"token", "--json"}, {"status", "--json"}, {"doctor", "--json"}, {"doctor", "--json", "--replica=host=h", "--role="}, {"demo", "--json", "--pg=1"}} {
+	for _, args := range [][]string{{"wait", "--json"}, {"token", "--json"}, {"status", "--json"}, {"doctor", "--json"}, {"doctor", "--json", "--replica=host=h", "--role="}, {"demo", "--json", "--pg=1"}, {"bench", "--json", "--rounds=0"}} {
 		o := walwake(t, nil, args...).is(exitUsage)
 		if a := decode[struct{ Result, Error string }](o); a.Result != "error" || a.Error == "" {
 			t.Errorf("%q: got %s", args, o)
@@ -85,7 +114,7 @@ func TestBadUsageIsAJSONObjectToo(t *testing.T) {
 
 func TestHelpOfEachCommandHasExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"demo", "token", "wait", "status", "doctor", "verify"} {
+	for _, name := range []string{"demo", "token", "wait", "status", "doctor", "verify", "bench"} {
 		help := walwake(t, nil, name, "--help").is(exitOK)
 		for _, text := range []string{"Examples:", "  walwake ", "--json", "Usage:"} {
 			if !strings.Contains(help.stdout, text) {
@@ -120,6 +149,9 @@ func TestCompletionKnowsTheWords(t *testing.T) {
 		{"wait --source", "auto\nphysical\nlogical\nwaitfor\npoll\n"},
 		{"status --source", "auto\nphysical\nlogical\nwaitfor\npoll\n"},
 		{"demo --pg", "14\n15\n16\n17\n18\n19\n"},
+		{"bench --pg", "14\n15\n16\n17\n18\n19\n"},
+		{"bench --ways", "poll-100ms\n"},
+		{"bench --rates", ":4"},
 		{"--log-level", "debug\ninfo\nwarn\nerror\n"},
 		{"wait --replica", ":4"},
 	} {
