@@ -16,6 +16,14 @@ var (
 	// *TimeoutError, which says how far the replica was.
 	ErrTimeout = errors.New("tracker: timeout")
 
+	// ErrFutureToken says that the primary has not written the token's position
+	// either, as far as is known: it is beyond what PrimaryAt was told by the time
+	// that a wait of at least 250 ms timed out. The token is made up, its writer does
+	// not announce, or announcements do not come through; PrimaryAge says when the
+	// last one did. It comes inside a *TimeoutError, beside ErrTimeout, and never ends
+	// a wait by itself.
+	ErrFutureToken = errors.New("tracker: token beyond what the primary has announced")
+
 	// ErrDiverged says that the token's write is lost here: a failover left
 	// its timeline before the token's position, so this server will never
 	// replay it, whatever position it reaches. A token is the end of the WAL
@@ -35,8 +43,9 @@ var (
 )
 
 // TimeoutError tells how far the replica was when the time was up. It unwraps
-// to ErrTimeout, and to the context's error (context.DeadlineExceeded, and
-// its cause) only when it was the caller's own deadline that passed.
+// to ErrTimeout, to ErrFutureToken when Ahead is not 0, and to the context's
+// error (context.DeadlineExceeded, and its cause) only when it was the caller's
+// own deadline that passed.
 type TimeoutError struct {
 	Replica string        // Config.Name
 	Target  Token         // what was waited for
@@ -47,6 +56,10 @@ type TimeoutError struct {
 	Waited  time.Duration // how long Await waited
 	Source  string        // name of the source in use; empty when Run is not running
 	Reason  string        // what held it up, as far as is known; may be empty
+
+	Primary    Token         // where the primary was, as PrimaryAt was told; zero when nothing is known
+	PrimaryAge time.Duration // how long before the time was up PrimaryAt was told
+	Ahead      uint64        // bytes from Primary.LSN to Target.LSN: see ErrFutureToken; 0 when there are none
 
 	cause error // of the caller's context; nil when the time allowed was ours
 }
@@ -68,18 +81,26 @@ func (e *TimeoutError) Error() string {
 			fmt.Fprintf(&b, " of timeline %d", e.Last.Timeline)
 		}
 	}
+	if e.Ahead > 0 {
+		fmt.Fprintf(&b, ": the token is %d bytes beyond %s, which the primary announced %s ago", e.Ahead, e.Primary.LSN, e.PrimaryAge.Round(time.Millisecond))
+	}
 	if e.Reason != "" {
 		b.WriteString(": " + e.Reason)
 	}
 	return b.String()
 }
 
-// Unwrap makes errors.Is and errors.As see ErrTimeout and the caller's cause.
+// Unwrap makes errors.Is and errors.As see ErrTimeout, ErrFutureToken and the
+// caller's cause.
 func (e *TimeoutError) Unwrap() []error {
-	if e.cause == nil {
-		return []error{ErrTimeout}
+	errs := []error{ErrTimeout}
+	if e.Ahead > 0 {
+		errs = append(errs, ErrFutureToken)
 	}
-	return []error{ErrTimeout, e.cause}
+	if e.cause != nil {
+		errs = append(errs, e.cause)
+	}
+	return errs
 }
 
 // DivergedError says where the replica's history left the token's timeline.

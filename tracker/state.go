@@ -57,12 +57,20 @@ type State struct {
 	Known      bool      // whether Position is
 	ObservedAt time.Time // when the source last observed; zero before it did
 	Rate       float64   // bytes replayed a second, lately; 0 when not known
-	Source     string    // the source, or rung of it, in use; empty when none runs
-	Ladder     []Rung    // the source's rungs, best first; empty where it has none. Not to be changed
-	Note       string    // what holds the source back; empty when nothing does
-	Failure    error     // why the source last failed; nil while it observes
-	Demand     Demand
-	Closed     bool
+
+	// Primary is where the primary is at least, as PrimaryAt was told; zero before
+	// it was, and while nothing is known of the timeline that is replayed.
+	Primary      Token
+	PrimaryHeard time.Time     // when PrimaryAt was told
+	Behind       uint64        // bytes from Position to Primary; 0 when there are none, or either is not known
+	ETA          time.Duration // estimate of the time that Behind takes; 0 when there is none
+
+	Source  string // the source, or rung of it, in use; empty when none runs
+	Ladder  []Rung // the source's rungs, best first; empty where it has none. Not to be changed
+	Note    string // what holds the source back; empty when nothing does
+	Failure error  // why the source last failed; nil while it observes
+	Demand  Demand
+	Closed  bool
 }
 
 // Stats returns the counts. It does not block.
@@ -91,8 +99,13 @@ func (t *Tracker) State() State {
 	if t.feed != nil {
 		s.Note, s.Ladder = t.feed.note, t.feed.ladder
 	}
-	if v := t.view.Load(); v != nil {
+	v := t.view.Load()
+	p := t.primaryLocked(v)
+	s.Primary, s.PrimaryHeard = p.at, p.heard
+	if v != nil {
 		s.Position, s.Known, s.Failure = v.observation(), true, nil
+		s.Behind = s.Position.LSN.Behind(p.at.LSN)
+		s.ETA = t.rate.eta(s.Behind)
 	}
 	return s
 }

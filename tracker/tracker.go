@@ -67,6 +67,7 @@ type Tracker struct {
 	failure    error // why the source last failed; nil once it observed again
 	failures   int   // runs in a row that failed
 	observedAt time.Time
+	announced  announced // see PrimaryAt
 	rate       rate
 	stats      Stats
 

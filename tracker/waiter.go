@@ -173,10 +173,15 @@ func (t *Tracker) timeoutErrorLocked(tok Token, waited time.Duration, cause erro
 		Reason:  t.reasonLocked(),
 		cause:   cause,
 	}
-	if v := t.view.Load(); v != nil {
+	v := t.view.Load()
+	if v != nil {
 		e.Last, e.Known = v.observation(), true
 		e.Behind = e.Last.LSN.Behind(tok.LSN)
 		e.ETA = t.rate.eta(e.Behind)
+	}
+	if p := t.primaryLocked(v); !p.at.IsZero() {
+		e.Primary, e.PrimaryAge = p.at, time.Since(p.heard)
+		e.Ahead = p.aheadOf(tok, waited)
 	}
 	return e
 }

@@ -1,0 +1,70 @@
+package tracker
+
+import "time"
+
+// announced is the furthest position of the primary that PrimaryAt was told.
+type announced struct {
+	at    Token // zero before the first
+	heard time.Time
+}
+
+// PrimaryAt says that the primary has come to tok, as somebody knows who has
+// asked it: package pgnotify brings what writers announce. State then says how
+// far behind the replica is, and TimeoutError whether the token was beyond what
+// the primary has written, as far as is known.
+//
+// Positions may come late and in any order: the furthest is kept, where a later
+// timeline is further than an earlier one. What lacks system or timeline, or is of
+// another system than the replica, is ignored. It does not block, and neither
+// wakes nor ends a wait: what the primary has written the replica need not have
+// replayed, and what was announced last is less than what the primary has
+// written since.
+func (t *Tracker) PrimaryAt(tok Token) {
+	if tok.System == 0 || tok.Timeline == 0 {
+		return
+	}
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if v := t.view.Load(); v != nil && v.system != 0 && v.system != tok.System {
+		return
+	}
+	if was := t.announced.at; was.System == tok.System && was.Compare(tok) > 0 {
+		return
+	}
+	t.announced = announced{tok, now}
+}
+
+// primaryLocked returns what is known of the primary whose WAL v replays: nothing
+// where v, which may be nil, is of another system or of a later timeline, which
+// then nobody has announced yet.
+func (t *Tracker) primaryLocked(v *view) announced {
+	p := t.announced
+	if v == nil {
+		return p
+	}
+	timeline := v.timeline
+	if timeline == 0 && v.vouched != nil {
+		timeline = v.vouched.timeline
+	}
+	if v.system != 0 && v.system != p.at.System || timeline > p.at.Timeline {
+		return announced{}
+	}
+	return p
+}
+
+// announcedWithin is the time in which an announcement is expected: what was
+// captured less than that before may be under way.
+const announcedWithin = 250 * time.Millisecond
+
+// aheadOf returns by how many bytes tok is beyond the primary's position, after
+// it was waited for; 0 when it is not, or that cannot be told.
+func (p announced) aheadOf(tok Token, waited time.Duration) uint64 {
+	switch {
+	case p.at.IsZero() || waited < announcedWithin:
+		return 0
+	case tok.System != 0 && tok.System != p.at.System, tok.Timeline != 0 && tok.Timeline != p.at.Timeline:
+		return 0
+	}
+	return p.at.LSN.Behind(tok.LSN)
+}
