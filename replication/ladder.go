@@ -65,6 +65,12 @@ type Config struct {
 	// Linger is how long a stream goes on after the last wait that lasted for
 	// 10 ms, before it is closed. 0 means DefaultLinger.
 	Linger time.Duration
+
+	// Messages, if it is set, gets the messages that come through the replica's WAL.
+	// They come over the stream of Logical, which then comes first, named in Use or
+	// not, is open all the time, and serves the tracker as well. That needs what
+	// Logical needs, and works on a primary too.
+	Messages MessageHandler
 }
 
 // What a zero field of Config means.
@@ -115,6 +121,9 @@ func New(cfg Config) (*Ladder, error) {
 		cfg.Use = cfg.Use[:i] // what is behind it would never be used
 	}
 	cfg.Use = append(cfg.Use, Poll)
+	if cfg.Messages != nil { // one stream is enough, and it has to be that one
+		cfg.Use = append([]Kind{Logical}, slices.DeleteFunc(cfg.Use, func(k Kind) bool { return k == Logical })...)
+	}
 	setDefault(&cfg.Publication, DefaultPublication)
 	setDefault(&cfg.MinInterval, DefaultMinInterval)
 	setDefault(&cfg.MaxInterval, max(DefaultMaxInterval, cfg.MinInterval))

@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/walwake/walwake/tracker"
 )
 
 // listenLogical makes a temporary logical slot on the standby and listens to
@@ -17,7 +19,11 @@ import (
 // before it sleeps (src/backend/replication/walsender.c, WalSndWaitForWal). It
 // does miss wake-ups, so it is pinged while somebody waits.
 func listenLogical(ctx context.Context, l *listener) error {
-	conn, err := l.cfg.Replica.connect(ctx, true)
+	server, options := l.cfg.Replica, ""
+	if l.messages != nil {
+		server, options = server.cutting(), ", messages 'true'"
+	}
+	conn, err := server.connect(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -25,14 +31,20 @@ func listenLogical(ctx context.Context, l *listener) error {
 	if err := mayDecode(ctx, conn, l.cfg); err != nil {
 		return err
 	}
+	if l.messages != nil { // what this connection brings, the session's answers must be able to vouch for
+		if err := sameServer(ctx, conn, l); err != nil {
+			return err
+		}
+	}
 	slot := "walwake_" + strings.ToLower(rand.Text()[:16])
-	if err := createSlot(ctx, conn, slot, l); err != nil {
+	from, err := createSlot(ctx, conn, slot, l)
+	if err != nil {
 		return err
 	}
 	start, cancel := context.WithTimeout(ctx, l.cfg.Replica.QueryTimeout)
 	defer cancel()
-	err = copyBoth(start, conn, fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL 0/0 (proto_version '1', publication_names '%s')",
-		slot, strings.ReplaceAll(pgx.Identifier{l.cfg.Publication}.Sanitize(), "'", "''")))
+	err = copyBoth(start, conn, fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL 0/0 (proto_version '1', publication_names '%s'%s)",
+		slot, strings.ReplaceAll(pgx.Identifier{l.cfg.Publication}.Sanitize(), "'", "''"), options))
 	if err != nil {
 		return err
 	}
@@ -48,7 +60,17 @@ func listenLogical(ctx context.Context, l *listener) error {
 		return pglogrepl.StandbyStatusUpdate{WALWritePosition: confirmed, ReplyRequested: ping}
 	}
 	l.up()
+	if l.messages != nil {
+		in := &inbox{l: l, items: make(chan item, inboxRoom)}
+		return in.streamed(ctx, s, from)
+	}
 	return s.run(ctx)
+}
+
+func sameServer(ctx context.Context, conn *pgx.Conn, l *listener) error {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Replica.QueryTimeout)
+	defer cancel()
+	return meet(ctx, conn, l.run.s)
 }
 
 // mayDecode says what is missing for logical decoding, before a slot is asked
@@ -77,10 +99,10 @@ const (
 	slotWithin    = time.Minute
 )
 
-// createSlot makes the slot. On a standby that waits for a record of running
+// createSlot makes the slot, and returns where what it gives begins. On a standby that waits for a record of running
 // transactions, which an idle primary writes seldom, and at once when it is
 // asked to (src/backend/replication/logical/snapbuild.c).
-func createSlot(ctx context.Context, conn *pgx.Conn, slot string, l *listener) error {
+func createSlot(ctx context.Context, conn *pgx.Conn, slot string, l *listener) (tracker.LSN, error) {
 	ctx, cancel := context.WithTimeout(ctx, slotWithin)
 	defer cancel()
 	var help sync.WaitGroup
@@ -91,13 +113,17 @@ func createSlot(ctx context.Context, conn *pgx.Conn, slot string, l *listener) e
 	if !l.cfg.Primary.isZero() {
 		help.Go(func() { logSnapshots(helping, l) })
 	}
-	_, err := pglogrepl.CreateReplicationSlot(ctx, conn.PgConn(), slot, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
+	made, err := pglogrepl.CreateReplicationSlot(ctx, conn.PgConn(), slot, "pgoutput", pglogrepl.CreateReplicationSlotOptions{
 		Temporary: true, Mode: pglogrepl.LogicalReplication, SnapshotAction: "NOEXPORT_SNAPSHOT",
 	})
 	if err != nil {
-		return fmt.Errorf("make a temporary slot: %w", err)
+		return 0, fmt.Errorf("make a temporary slot: %w", err)
 	}
-	return nil
+	from, err := tracker.ParseLSN(made.ConsistentPoint)
+	if err != nil {
+		return 0, fmt.Errorf("make a temporary slot: %w", err)
+	}
+	return from, nil
 }
 
 // logSnapshots has the primary log its running transactions until ctx ends. Where

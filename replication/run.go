@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
@@ -41,6 +42,9 @@ type run struct {
 	epoch   *tracker.Epoch
 	streams *streams
 	failed  chan error // room for one: the first counts
+
+	vouching atomic.Uint64 // the position that the inbox waits for; 0: for none
+	said     chan struct{} // room for one: there was an answer, while it did
 
 	// order is held from where an answer is taken to where the tracker has it,
 	// so that two sessions' answers cannot overtake each other. mu may be taken
@@ -84,7 +88,7 @@ func (r *run) observe(ctx context.Context) error {
 	}
 	s := r.s
 	r.epoch = r.feed.Begin()
-	r.failed = make(chan error, 1)
+	r.failed, r.said = make(chan error, 1), make(chan struct{}, 1)
 	r.pace = pace{min: r.cfg.MinInterval, max: r.cfg.MaxInterval, idle: r.cfg.IdleInterval}
 	r.feed.Note("") // of a run before this one
 	r.board.reset()
@@ -192,7 +196,7 @@ func (r *run) idle() time.Duration {
 // now come. Where that is still to come there is nothing to ask for, and where it
 // came before, replay lags: WAL that goes on coming says nothing about when.
 func (r *run) hinted(lsn tracker.LSN) {
-	d := r.feed.Demand()
+	d := r.demand()
 	r.mu.Lock()
 	before := r.heard
 	r.heard = max(r.heard, lsn)
@@ -236,7 +240,7 @@ func (r *run) event(again bool) {
 // actLocked asks what is to be asked now, and returns when to act again at the
 // latest.
 func (r *run) actLocked() (time.Duration, error) {
-	now, d := time.Now(), r.feed.Demand()
+	now, d := time.Now(), r.demand()
 	if d.Waiting > 0 {
 		r.wanted = now
 	}
@@ -373,7 +377,7 @@ func (r *run) report(a answer) error {
 	said := r.last.note()
 	if moved := r.last.known && rd.lsn > r.last.lsn; !rd.full {
 		if rd.held = r.last.held; moved && rd.held != (held{}) {
-			rd.held = rd.held.since(rd.lsn, r.feed.Demand())
+			rd.held = rd.held.since(rd.lsn, r.demand())
 		}
 	} else if moved {
 		rd.held.alone = false // it has something to replay yet
@@ -394,6 +398,12 @@ func (r *run) report(a answer) error {
 			History:  history,
 			Primary:  !rd.standby,
 		})
+	}
+	if r.vouching.Load() != 0 {
+		select {
+		case r.said <- struct{}{}:
+		default: // it has yet to take the last one
+		}
 	}
 	return nil
 }

@@ -32,8 +32,9 @@ const (
 	// the hint: a stream without a gap is a burst without an end.
 	burstFor = time.Millisecond
 	// maxMessage bounds a message of a stream: the server sends at most 128 KiB of
-	// WAL in one (src/backend/replication/walsender.c, MAX_SEND_SIZE).
-	maxMessage = 1 << 20
+	// WAL in one (src/backend/replication/walsender.c, MAX_SEND_SIZE), or a Message
+	// and what stands before its payload.
+	maxMessage = MaxMessage + 1<<10
 )
 
 // walStream is a replication connection in COPY mode. One goroutine reads it,
@@ -47,6 +48,9 @@ type walStream struct {
 	status   func(ping bool) pglogrepl.StandbyStatusUpdate
 	news     bool // something has come that was not hinted at yet; the reader's
 	pings    bool // whether to ping while somebody waits
+
+	decode func([]byte) error // takes what pgoutput sends, where that is wanted
+	quiet  quiet
 }
 
 // copyBoth sends a START_REPLICATION and waits for the stream to begin.
@@ -76,6 +80,7 @@ func copyBoth(ctx context.Context, conn *pgx.Conn, command string) error {
 // ctx ends.
 func (s *walStream) run(ctx context.Context) error {
 	s.reply = make(chan struct{}, 1)
+	s.quiet.over = make(chan struct{}, 1)
 	s.conn.PgConn().Frontend().SetMaxBodyLen(maxMessage)
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(ctx, func() { _ = s.conn.PgConn().Conn().SetDeadline(time.Unix(1, 0)) })
@@ -138,6 +143,7 @@ func (s *walStream) read(ctx context.Context) error {
 		switch {
 		case s.l.demand().Waiting > 0:
 			waited = now
+		case s.decode != nil: // messages are not to come late
 		case now.Sub(waited) > freshFor && now.Sub(before) > drained:
 			select {
 			case <-time.After(restFor):
@@ -172,13 +178,19 @@ func (s *walStream) take(data []byte) error {
 		if err != nil {
 			return err
 		}
-		at = tracker.LSN(m.WALStart) + tracker.LSN(len(m.WALData))
+		at = tracker.LSN(m.WALStart)
+		if s.decode == nil {
+			at += tracker.LSN(len(m.WALData))
+		} else if err := s.decode(m.WALData); err != nil {
+			return err
+		}
 	default:
 		return nil
 	}
 	if uint64(at) > s.received.Load() {
 		s.received.Store(uint64(at))
 		s.news = true
+		s.quiet.came()
 	}
 	return nil
 }
@@ -201,6 +213,11 @@ func (s *walStream) write(ctx context.Context) error {
 	pause := firstPing
 	var target tracker.LSN
 	alive := time.Now()
+	look := time.NewTimer(firstLook)
+	defer look.Stop()
+	if s.decode == nil {
+		look.Stop()
+	}
 	if s.pings {
 		s.l.run.streams.attentive.Add(1)
 		defer s.l.run.streams.attentive.Add(-1)
@@ -234,6 +251,17 @@ func (s *walStream) write(ctx context.Context) error {
 			pause = min(2*pause, lastPing)
 			ping.Reset(pause)
 			asking = true
+		case <-s.quiet.over:
+			look.Reset(firstLook)
+			continue
+		case <-look.C:
+			var again time.Duration
+			if again, asking = s.quiet.look(&s.received); again > 0 {
+				look.Reset(again)
+			}
+			if !asking {
+				continue
+			}
 		}
 		_ = s.conn.PgConn().Conn().SetWriteDeadline(time.Now().Add(s.l.cfg.Replica.QueryTimeout))
 		if err := pglogrepl.SendStandbyStatusUpdate(ctx, s.conn.PgConn(), s.status(asking)); err != nil {

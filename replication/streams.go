@@ -34,9 +34,12 @@ type listener struct {
 	demand func() tracker.Demand
 	idle   func() time.Duration // for how long nobody has waited for long
 	kicked <-chan struct{}
-	up     func()              // it listens now
-	hint   func(tracker.LSN)   // the server has come to a position, or is about to
-	note   func(reason string) // why it does not listen yet
+
+	messages MessageHandler // nil: none are wanted, or not of this kind
+
+	up   func()              // it listens now
+	hint func(tracker.LSN)   // the server has come to a position, or is about to
+	note func(reason string) // why it does not listen yet
 }
 
 // errNobodyWaits ends a stream that nobody has needed for Config.Linger.
@@ -56,10 +59,10 @@ func (st *streams) open() {
 	for kind, from := range firstVersion {
 		switch {
 		case !r.board.has(kind):
-		case !r.s.standby:
-			r.board.set(kind, failing, "the server is a primary")
+		case !r.s.standby && r.messages(kind) == nil:
+			r.failing(kind, "the server is a primary")
 		case r.s.major < from:
-			r.board.set(kind, failing, fmt.Sprintf("needs PostgreSQL %d, the server is %d", from, r.s.major))
+			r.failing(kind, fmt.Sprintf("needs PostgreSQL %d, the server is %d", from, r.s.major))
 		default:
 			st.start(kind)
 		}
@@ -111,10 +114,34 @@ func (st *streams) start(kind Kind) {
 		idle:   r.idle,
 		kicked: kicked,
 		up:     func() { r.board.set(kind, up, "") },
-		note:   func(reason string) { r.board.set(kind, failing, reason) },
+		note:   func(reason string) { r.failing(kind, reason) },
 		hint:   r.hinted,
 	}
-	st.all.Go(func() { keep(st.ctx, r.board, kind, l) })
+	if l.messages = r.messages(kind); l.messages != nil {
+		l.idle = func() time.Duration { return 0 } // who wants messages waits all the time
+	}
+	st.all.Go(func() {
+		keep(st.ctx, r.board, kind, l)
+		if l.messages != nil {
+			l.messages.Missing("the session to the server has ended")
+		}
+	})
+}
+
+// messages is who wants messages from kind; nil: nobody.
+func (r *run) messages(kind Kind) MessageHandler {
+	if kind != Logical {
+		return nil
+	}
+	return r.cfg.Messages
+}
+
+// failing says why kind is not up.
+func (r *run) failing(kind Kind, reason string) {
+	r.board.set(kind, failing, reason)
+	if h := r.messages(kind); h != nil {
+		h.Missing(reason)
+	}
 }
 
 // keep listens whenever kind is needed, until ctx ends.
@@ -130,7 +157,7 @@ func keep(ctx context.Context, board *board, kind Kind, l *listener) {
 			board.set(kind, resting, err.Error())
 			continue
 		}
-		board.set(kind, failing, err.Error())
+		l.note(err.Error())
 		if time.Since(started) > lastPause {
 			pauses.reset()
 		}
