@@ -22,8 +22,9 @@ const (
 // has not replayed yet what the hint was of: replay follows receipt within that.
 const followFor = 300 * time.Microsecond
 
-// fullEvery is how often, while somebody waits, the question is asked that also
-// tells why replay does not move.
+// fullEvery is how often, once somebody has waited for streamAfter, the question is
+// asked that also tells why replay does not move. It takes half a millisecond,
+// which one short wait in forty would otherwise last longer.
 const fullEvery = 100 * time.Millisecond
 
 // run is the life of one session, which is the epoch, and what decides when to
@@ -249,7 +250,11 @@ func (r *run) actLocked() (time.Duration, error) {
 	if r.last.lsn < d.Lowest && d.Lowest <= r.heard && now.Sub(r.heardAt) < followFor {
 		r.again = true
 	}
-	if stream, _ := r.board.better(Poll); !stream && !r.s.busy && r.pace.eager(now) {
+	most := eagerMost
+	if r.standing.usable {
+		most = eagerFew
+	}
+	if stream, _ := r.board.better(Poll); !stream && !r.s.busy && r.pace.eager(now, most) {
 		r.again = true
 	}
 	switch {
@@ -276,7 +281,7 @@ func (r *run) actLocked() (time.Duration, error) {
 // questionLocked is the short one, and now and then the full one.
 func (r *run) questionLocked(now time.Time) question {
 	switch {
-	case now.Sub(r.fullAt) >= fullEvery:
+	case now.Sub(r.fullAt) >= fullEvery && now.Sub(r.pace.since) >= streamAfter:
 		r.fullAt = now
 		return full
 	case r.last.timeline == 0:
