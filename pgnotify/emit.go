@@ -30,9 +30,9 @@ const MaxPayload = replication.MaxMessage
 const emitQuery = `SELECT pg_logical_emit_message(true, $1::text, $2::bytea)`
 
 // Emit sends a message through the WAL, as part of the transaction that tx is in:
-// every [Messages] that has a channel named prefix, on any replica, gets it when
-// that replica has replayed the transaction. It never comes when the transaction
-// is rolled back. Outside of a transaction it is one of its own.
+// all [Messages] that have a channel named prefix, of any replica and this database,
+// get it when their replica has replayed the transaction. It never comes when the
+// transaction is rolled back. Outside of a transaction it is one of its own.
 //
 // Other than NOTIFY it takes no lock that commits of others wait for, and the same
 // message may be sent many times. Like NOTIFY it is not kept for who is away: they

@@ -21,8 +21,8 @@ type MessagesConfig struct {
 	Channels []Channel
 
 	// BlockMost is how long a full buffer with Block may stop the stream from being
-	// read, for which the server keeps WAL, before the stream is given up.
-	// 0 means DefaultBlockMost.
+	// read before it is given up. For so long the server keeps WAL, and a fast
+	// shutdown of it waits. 0 means DefaultBlockMost.
 	BlockMost time.Duration
 
 	// Logger gets the beginnings and ends of streams. nil: silence.
@@ -43,7 +43,8 @@ type MessagesConfig struct {
 // possible, or not now, Stats says why, and it is tried again.
 //
 // When a stream has ended, messages are gone until another one has begun: all
-// channels then get a [Resync].
+// channels then get a [Resync]. After it, those of a standby that has crashed may
+// come again. Each source has Messages of its own.
 type Messages struct {
 	cfg   MessagesConfig
 	lines []*line
@@ -109,6 +110,9 @@ var errNoStream = errors.New("pgnotify: no stream has begun: give the Messages t
 // has m: whoever made it runs it. All handlers have returned when Run does; what
 // comes later is forgotten. It is called once.
 func (m *Messages) Run(ctx context.Context, replica *tracker.Tracker) error {
+	if replica == nil {
+		return errors.New("pgnotify: Messages.Run: the tracker is nil: hand over that of the source that has the Messages")
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer m.over()
@@ -189,7 +193,7 @@ func (m *Messages) Message(ctx context.Context, msg replication.Message) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(m.running, cancel)()
-	err := line.push(ctx, Notification{Channel: msg.Prefix, Payload: string(msg.Payload), Token: msg.Token}, m.cfg.BlockMost)
+	err := line.push(ctx, Notification{Channel: msg.Prefix, Payload: msg.Payload, Token: msg.Token}, m.cfg.BlockMost)
 	if errors.Is(err, ErrFull) {
 		select {
 		case m.full <- err:

@@ -2,7 +2,7 @@ package replication
 
 import (
 	"context"
-	"errors"
+	"fmt"
 
 	"github.com/walwake/walwake/tracker"
 )
@@ -14,7 +14,7 @@ const MaxMessage = 1 << 20
 // pg_logical_emit_message(true, prefix, payload).
 type Message struct {
 	Prefix  string
-	Payload []byte // nil where Size is above MaxMessage
+	Payload string // empty where Size is above MaxMessage
 	Size    int    // of the payload, in bytes
 
 	// Token is just past the beginning of the transaction's commit record: replay
@@ -36,9 +36,9 @@ type MessageHandler interface {
 	Began(ctx context.Context, tok tracker.Token) error
 
 	// Message is called with each message, in the order of commits, and within
-	// a transaction in that of sending. While it blocks the stream is not read,
-	// which the server bears by keeping WAL, and the tracker by asking more often. An
-	// error ends the stream, and another one begins. ctx ends when the stream does.
+	// a transaction in that of sending. While it blocks the stream is not read: the
+	// server keeps WAL and is not shut down before it is, the tracker polls. An error
+	// ends the stream, and another one begins. ctx ends when the stream does.
 	Message(ctx context.Context, m Message) error
 
 	// Missing is called with the reason whenever there is no stream, until Began is
@@ -64,9 +64,6 @@ type item struct {
 
 // inboxRoom is how many messages are held here; a burst costs one question.
 const inboxRoom = 64
-
-// errInbox ends a stream whose messages were not taken.
-var errInbox = errors.New("a message was not taken")
 
 // streamed runs s, and hands on what it brings; from is where it begins.
 func (in *inbox) streamed(ctx context.Context, s *walStream, from tracker.LSN) error {
@@ -124,7 +121,7 @@ func (in *inbox) hand(ctx context.Context) error {
 			err = in.l.messages.Message(ctx, it.m)
 		}
 		if err != nil {
-			return errors.Join(errInbox, err)
+			return fmt.Errorf("a message was not taken: %w", err)
 		}
 	}
 }

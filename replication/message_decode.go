@@ -99,6 +99,6 @@ func (d *decoder) message(b []byte) (it item, ok bool, err error) {
 	case len(b) < int(size):
 		return it, false, errShort
 	}
-	it.m.Payload = bytes.Clone(b[:size])
+	it.m.Payload = string(b[:size])
 	return it, true, nil
 }

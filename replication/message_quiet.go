@@ -31,7 +31,7 @@ func (q *quiet) look(received *atomic.Uint64) (again time.Duration, ping bool) {
 		q.dozing.Store(false)
 	}
 	if ping = at == q.seen; ping {
-		q.pause *= 2
+		q.pause = max(2*q.pause, firstLook)
 	} else {
 		q.seen, q.pause = at, firstLook
 	}
