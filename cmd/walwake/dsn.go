@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -29,4 +31,21 @@ func address(c *pgx.ConnConfig) string {
 		}
 	}
 	return strings.Join(all, ",")
+}
+
+// usable reports whether a server answers and is what it was named as.
+func usable(ctx context.Context, s *server) error {
+	var standby bool
+	err := s.query(ctx, connectTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby)
+	})
+	switch {
+	case err != nil:
+		return err
+	case standby && s.role == "primary":
+		return fmt.Errorf("%s is a standby: name its primary in %s", s, s.from)
+	case !standby && s.role == "replica":
+		return fmt.Errorf("%s is a primary, no replica: name a standby in %s", s, s.from)
+	}
+	return nil
 }

@@ -27,8 +27,7 @@ func sourceFlag() choice {
 const sourceUsage = "how to observe the replica: auto (the best that works), physical, logical, waitfor or poll"
 
 // newSource is the source that a --source names.
-func newSource(name string, replica, primary replication.Server) (tracker.Source, error) {
-	cfg := replication.Config{Replica: replica, Primary: primary}
+func newSource(name string, cfg replication.Config) (tracker.Source, error) {
 	if name != "auto" {
 		cfg.Use = []replication.Kind{replication.Kind(name)}
 	}
@@ -41,6 +40,8 @@ type following struct {
 	primary *server // nil: none was named
 	source  string
 	timeout time.Duration // of a wait
+
+	messages replication.MessageHandler // nil: they are not heard
 
 	// changed is called when another source is in use, with the state then. It may be nil.
 	changed func(from, to string, state tracker.State)
@@ -64,7 +65,9 @@ func (a *app) follow(f following) (*replica, error) {
 	if f.primary != nil {
 		primary.Config = f.primary.config
 	}
-	source, err := newSource(f.source, replication.Server{Config: f.server.config}, primary)
+	source, err := newSource(f.source, replication.Config{
+		Replica: replication.Server{Config: f.server.config}, Primary: primary, Messages: f.messages,
+	})
 	if err != nil {
 		return nil, explain(f.server, err)
 	}
@@ -73,7 +76,7 @@ func (a *app) follow(f following) (*replica, error) {
 		Source:  source,
 		Name:    f.server.address,
 		Timeout: f.timeout,
-		Logger:  slog.New(lowered{a.log.Handler()}),
+		Logger:  a.library(),
 		Observer: tracker.Observer{
 			Position: func(o tracker.Observation) {
 				r.known.Store(true)
@@ -94,6 +97,9 @@ func (a *app) follow(f following) (*replica, error) {
 	r.running.Go(func() { _ = r.Run(context.Background()) })
 	return r, nil
 }
+
+// library is the logger for the library's packages, whose warnings are for whoever embeds them.
+func (a *app) library() *slog.Logger { return slog.New(lowered{a.log.Handler()}) }
 
 // passing reports whether a failure to connect will pass by itself: the server is starting.
 func passing(err error) bool {

@@ -44,6 +44,12 @@ func TestBadUsageIsOneLineAndStatus2(t *testing.T) {
 		{"demo now", "unexpected argument"},
 		{"demo --pg 13", "want 14 or newer"},
 		{"demo --pg latest", "want a version such as 18"},
+		{"listen", "no CHANNEL given"},
+		{"listen a b a", "given twice"},
+		{"listen a --count -1", "want 0 or more"},
+		{"listen a --count x", "--count"},
+		{"listen a --at-once --messages", "a message comes with its replay"},
+		{"listen a --source tea-leaves", "want auto, physical, logical, waitfor, poll"},
 		{"bench now", "unexpected argument"},
 		{"bench --pg 13", "want 14 or newer"},
 		{"bench --pg latest", "want a version such as 18"},
@@ -114,7 +120,7 @@ func TestBadUsageIsAJSONObjectToo(t *testing.T) {
 
 func TestHelpOfEachCommandHasExamples(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"demo", "token", "wait", "status", "doctor", "verify", "bench"} {
+	for _, name := range []string{"demo", "token", "wait", "status", "doctor", "verify", "bench", "listen"} {
 		help := walwake(t, nil, name, "--help").is(exitOK)
 		for _, text := range []string{"Examples:", "  walwake ", "--json", "Usage:"} {
 			if !strings.Contains(help.stdout, text) {
