@@ -8,10 +8,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walwake/walwake/replication"
@@ -40,8 +41,10 @@ type Channel struct {
 
 // Config configures a Listener. It is copied by New.
 type Config struct {
-	// Primary is where to LISTEN: directly, or through a pooler in session mode. For
-	// failovers name all servers, with target_session_attrs=read-write.
+	// Primary is where to LISTEN: directly, or through a pooler in session mode. Two
+	// connections are made, one that hears and one that asks for positions. For
+	// failovers name all servers, with target_session_attrs=read-write: one that the
+	// replica's timeline has left is passed over. The role needs nothing but LOGIN.
 	Primary replication.Server
 
 	// Replica follows the replica that handlers read. It may be nil when all
@@ -52,8 +55,9 @@ type Config struct {
 	Channels []Channel
 
 	// Probe is how long the connection may be silent before the server is asked
-	// whether it still listens for us: a link that is dead is found out within this
-	// and Primary.QueryTimeout. 0 means DefaultProbe.
+	// whether it still listens for us: a link that is dead, and a primary that has
+	// been superseded, is found out within this and Primary.QueryTimeout. 0 means
+	// DefaultProbe.
 	Probe time.Duration
 
 	// BlockMost is how long a full buffer with Block may stop reading before the
@@ -78,7 +82,9 @@ const (
 )
 
 // ErrCannotListen ends a Listener whose server cannot LISTEN: a standby, or
-// a pooler that gives each transaction another server process.
+// a pooler that gives each transaction another server process. The error says which.
+// Once it has listened, a standby is taken for a failover that is under way, and
+// tried again.
 var ErrCannotListen = errors.New("pgnotify: LISTEN is not possible here")
 
 // Listener LISTENs on the primary and hands notifications over when the replica
@@ -88,10 +94,9 @@ type Listener struct {
 	cfg   Config
 	lines []*line
 
+	ran       atomic.Bool
 	ready     chan struct{}
 	readyOnce sync.Once
-
-	heard []*pgconn.Notification // by the connection, and not pushed yet; Run's
 
 	mu    sync.Mutex
 	stats Stats // guarded by mu; without Channels
@@ -102,7 +107,7 @@ type Stats struct {
 	Connected  bool
 	Reconnects int
 	Failure    error // why the connection was lost, or could not be made; nil while there is one
-	Positions  int   // how often the primary was asked for its position: once for a burst
+	Positions  int   // how often the primary was asked for a position to wait for: once for a burst
 	Channels   []ChannelStats
 }
 
@@ -128,8 +133,8 @@ func New(cfg Config) (*Listener, error) {
 	for i := range cfg.Channels {
 		c := &cfg.Channels[i]
 		switch {
-		case c.Name == "" || len(c.Name) > 63:
-			return nil, fmt.Errorf("pgnotify: Config.Channels[%d].Name %q: want 1 to 63 bytes", i, c.Name)
+		case c.Name == "" || len(c.Name) > 63 || strings.ContainsRune(c.Name, 0):
+			return nil, fmt.Errorf("pgnotify: Config.Channels[%d].Name %q: want 1 to 63 bytes, none of them 0", i, c.Name)
 		case slices.ContainsFunc(cfg.Channels[:i], func(o Channel) bool { return o.Name == c.Name }):
 			return nil, fmt.Errorf("pgnotify: Config.Channels: %q twice", c.Name)
 		case c.Handler == nil:
@@ -167,7 +172,7 @@ func New(cfg Config) (*Listener, error) {
 // notified from then on comes, or a Resync does.
 func (l *Listener) Ready() <-chan struct{} { return l.ready }
 
-// Stats returns what was done so far.
+// Stats returns what was done so far. It does not block.
 func (l *Listener) Stats() Stats {
 	l.mu.Lock()
 	s := l.stats
@@ -185,10 +190,16 @@ func (l *Listener) count(f func(*Stats)) {
 }
 
 // Run listens until ctx ends, a handler returns an error, a buffer with Fail is
-// full, or it turns out that LISTEN is not possible, and returns why. A lost
-// connection is made again. All handlers have returned when it does. It is called
-// once.
+// full (ErrFull), it turns out that LISTEN is not possible (ErrCannotListen), that
+// the replica is of another cluster (tracker.ErrWrongSystem), or that its tracker
+// has ended (tracker.ErrClosed, when there is something to wait for), and returns
+// why: ctx's cause, or one of these. It never returns nil. A connection that is lost,
+// or cannot be made, is made again, also the first. All handlers have returned when
+// it does, and nothing of it is left. It is called once.
 func (l *Listener) Run(ctx context.Context) error {
+	if !l.ran.CompareAndSwap(false, true) {
+		return errors.New("pgnotify: Run was called before: make a new Listener")
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var all sync.WaitGroup
@@ -208,7 +219,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	return err
 }
 
-// keep listens over one connection after the other.
+// keep listens over one link after the other.
 func (l *Listener) keep(ctx context.Context) error {
 	pause := l.cfg.RetryMin
 	var gap error // why there may be a gap; nil before the first connection
@@ -218,7 +229,7 @@ func (l *Listener) keep(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, ErrFull):
+		case errors.Is(err, ErrFull), errors.Is(err, tracker.ErrWrongSystem):
 			return err
 		case errors.Is(err, ErrCannotListen) && (gap == nil || listened):
 			return err // later it may be a failover that is under way
@@ -237,131 +248,115 @@ func (l *Listener) keep(ctx context.Context) error {
 	}
 }
 
-// listen listens over one connection until it ends. listened reports whether it
-// ever did. gap is why the one before has ended.
+// listen listens over one link until it ends. listened reports whether it ever
+// did. gap is why the one before has ended.
 func (l *Listener) listen(ctx context.Context, gap error) (listened bool, err error) {
-	l.heard = nil
-	conn, err := l.cfg.Primary.Connect(ctx, func(cfg *pgx.ConnConfig) {
-		cfg.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) { l.heard = append(l.heard, n) }
-	})
+	k, err := l.connect(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer disconnect(conn)
-	if err := l.subscribe(ctx, conn); err != nil {
-		return false, err
-	}
+	defer k.close()
 	if gap != nil {
-		tok, err := l.position(ctx, conn)
-		if err != nil {
-			return false, err
-		}
 		for _, line := range l.lines {
-			line.resync(Resync{Reason: gap.Error(), Token: tok})
+			line.resync(Resync{Reason: gap.Error(), Token: k.at})
 		}
 	}
 	l.count(func(s *Stats) { s.Connected, s.Failure = true, nil })
 	l.readyOnce.Do(func() { close(l.ready) })
 	l.cfg.Logger.Info("listening", "channels", len(l.lines))
 	for {
-		if err := l.next(ctx, conn); err != nil {
+		if err := l.next(ctx, k); err != nil {
 			return true, err
 		}
-		if err := l.pass(ctx, conn); err != nil {
+		if err := l.pass(ctx, k); err != nil {
 			return true, err
 		}
 	}
 }
 
-// subscribe LISTENs, and looks whether that has worked.
-func (l *Listener) subscribe(ctx context.Context, conn *pgx.Conn) error {
-	for _, line := range l.lines {
-		err := l.bounded(ctx, func(ctx context.Context) error {
-			_, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{line.channel.Name}.Sanitize(), pgx.QueryExecModeSimpleProtocol)
+// settleAfter is how long nothing is heard before the flush of the latest
+// position is seen to.
+const settleAfter = time.Millisecond
+
+// next returns when something has been heard, with what has come with it.
+func (l *Listener) next(ctx context.Context, k *link) error {
+	for len(k.heard) == 0 {
+		patience := l.cfg.Probe
+		if k.owed {
+			patience = min(settleAfter, patience)
+		}
+		silent, err := k.receive(ctx, patience)
+		switch {
+		case err != nil:
 			return err
-		})
-		if e, is := errors.AsType[*pgconn.PgError](err); is && e.Code == readOnlyTransaction {
-			return fmt.Errorf("%w: the server is a standby: connect to the primary (for failovers name all servers, with target_session_attrs=read-write): %w", ErrCannotListen, err)
+		case silent && k.owed:
+			err = k.settle(ctx)
+		case silent:
+			err = l.look(ctx, k)
 		}
 		if err != nil {
-			return fmt.Errorf("pgnotify: LISTEN %s: %w", line.channel.Name, err)
+			return err
 		}
 	}
-	return l.probe(ctx, conn)
+	return k.more(ctx)
 }
 
-// readOnlyTransaction is the SQLSTATE of LISTEN during recovery.
-const readOnlyTransaction = "25006"
-
-// probe asks whether the server process still listens for us. Behind a pooler in
-// transaction mode another one answers, sooner or later, which does not.
-func (l *Listener) probe(ctx context.Context, conn *pgx.Conn) error {
-	var listening int
-	err := l.bounded(ctx, func(ctx context.Context) error {
-		return conn.QueryRow(ctx, `SELECT count(*) FROM pg_listening_channels() c WHERE c = ANY ($1)`, pgx.QueryExecModeExec, l.names()).Scan(&listening)
-	})
-	switch {
-	case err != nil:
-		return fmt.Errorf("pgnotify: the server does not answer: %w", err)
-	case listening < len(l.lines):
-		return fmt.Errorf("%w: the server process that answers listens on %d of %d channels: connect directly, or through a pooler in session mode",
-			ErrCannotListen, listening, len(l.lines))
+// look is what silence calls for: both connections answer, and are to the primary
+// that the replica follows, which is asked too.
+func (l *Listener) look(ctx context.Context, k *link) error {
+	if l.cfg.Replica != nil {
+		known := l.hurry()
+		defer known()
 	}
-	return nil
-}
-
-func (l *Listener) names() []string {
-	var names []string
-	for _, line := range l.lines {
-		names = append(names, line.channel.Name)
+	if err := k.probe(ctx); err != nil {
+		return err
 	}
-	return names
-}
-
-// bounded gives f QueryTimeout.
-func (l *Listener) bounded(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.Primary.QueryTimeout)
-	defer cancel()
-	return f(ctx)
-}
-
-// next returns when something has been heard.
-func (l *Listener) next(ctx context.Context, conn *pgx.Conn) error {
-	for len(l.heard) == 0 {
-		silent, cancel := context.WithTimeout(ctx, l.cfg.Probe)
-		err := conn.PgConn().WaitForNotification(silent)
-		cancel()
-		switch {
-		case err == nil:
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case conn.IsClosed() || silent.Err() == nil:
-			return fmt.Errorf("pgnotify: the connection has ended: %w", err)
-		default:
-			if err := l.probe(ctx, conn); err != nil {
-				return err
-			}
+	if k.mouth != nil {
+		if _, err := k.position(ctx); err != nil {
+			return err
 		}
+		k.owed = false // nobody waits for it
 	}
-	return nil
+	return l.superseded(k.at)
+}
+
+// hurryAhead is how far ahead of the replica a position is that nobody means.
+const hurryAhead = 1 << 20
+
+// hurry has the replica asked where it is already while the primary is, so that
+// the two answers come side by side. What it returns is to be called when the
+// position to wait for is known.
+func (l *Listener) hurry() (known func()) {
+	o, is := l.cfg.Replica.LastReplay()
+	if !is {
+		return func() {}
+	}
+	return l.cfg.Replica.Request(tracker.Token{LSN: o.LSN + hurryAhead}).Cancel
 }
 
 // pass gives what was heard to the lines. The position is asked for after it was
-// heard, once for all of it: the sender's own is before its commit, and what is
-// heard while the answer comes is of the next burst.
-func (l *Listener) pass(ctx context.Context, conn *pgx.Conn) error {
-	n := len(l.heard)
+// heard, once for all of it: the sender's own is before its commit.
+func (l *Listener) pass(ctx context.Context, k *link) error {
 	var tok tracker.Token
-	if slices.ContainsFunc(l.heard, func(n *pgconn.Notification) bool { return !l.line(n.Channel).channel.AtOnce }) {
+	if slices.ContainsFunc(k.heard, func(n *pgconn.Notification) bool { return l.waitsFor(n.Channel) }) {
+		known := l.hurry()
 		var err error
-		if tok, err = l.position(ctx, conn); err != nil {
+		tok, err = k.position(ctx)
+		known()
+		l.count(func(s *Stats) { s.Positions++ })
+		if err == nil {
+			err = l.superseded(tok)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	burst := l.heard[:n]
-	l.heard = slices.Clone(l.heard[n:])
-	for _, n := range burst {
+	for i, n := range k.heard {
+		k.heard[i] = nil
 		line := l.line(n.Channel)
+		if line == nil {
+			continue
+		}
 		e := Notification{Channel: n.Channel, Payload: n.Payload, PID: n.PID}
 		if !line.channel.AtOnce {
 			e.Token = tok
@@ -370,30 +365,26 @@ func (l *Listener) pass(ctx context.Context, conn *pgx.Conn) error {
 			return err
 		}
 	}
+	k.heard = k.heard[:0]
 	return nil
 }
 
-// line returns the channel's. The server notifies of no other.
+// line returns the channel's; nil: it is none of ours.
 func (l *Listener) line(channel string) *line {
 	i := slices.IndexFunc(l.lines, func(line *line) bool { return line.channel.Name == channel })
+	if i < 0 {
+		return nil
+	}
 	return l.lines[i]
 }
 
-func (l *Listener) position(ctx context.Context, conn *pgx.Conn) (tok tracker.Token, err error) {
-	err = l.bounded(ctx, func(ctx context.Context) error {
-		tok, err = replication.Capture(ctx, conn)
-		return err
-	})
-	l.count(func(s *Stats) { s.Positions++ })
-	if err != nil {
-		return tok, fmt.Errorf("pgnotify: ask the primary for its position: %w", err)
-	}
-	return tok, nil
+// waitsFor reports whether the channel's notifications wait for the replica.
+func (l *Listener) waitsFor(channel string) bool {
+	line := l.line(channel)
+	return line != nil && !line.channel.AtOnce
 }
 
-func disconnect(conn *pgx.Conn) {
-	const goodbye = 250 * time.Millisecond
-	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
-	defer cancel()
-	_ = conn.Close(ctx)
+// waits reports whether any do.
+func (l *Listener) waits() bool {
+	return slices.ContainsFunc(l.lines, func(line *line) bool { return !line.channel.AtOnce })
 }

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walwake/walwake/pgnotify"
 	"github.com/walwake/walwake/replication"
+	"github.com/walwake/walwake/replication/replicationtest"
 )
 
 func TestANotificationComesWhenTheReplicaShowsIt(t *testing.T) {
@@ -66,5 +68,55 @@ func TestANotificationComesWhenTheReplicaShowsIt(t *testing.T) {
 		if !n.there {
 			t.Errorf("%d: the replica does not show the row", i)
 		}
+	}
+}
+
+// A commit that is not flushed, and which nobody else will have flushed for
+// 10 s, is flushed for who waits: the replica does not get it before.
+func TestAnUnflushedPositionIsFlushed(t *testing.T) {
+	c := replicationtest.Start(t, replicationtest.Options{PrimarySettings: map[string]string{"wal_writer_delay": "10s"}})
+	book := newLedger(t, c.Primary, c.Standbys[0])
+	l := listen(t, pgnotify.Config{
+		Primary:  replication.Server{DSN: c.Primary.DSN()},
+		Replica:  follow(t, c.Standbys[0].DSN()),
+		Channels: []pgnotify.Channel{book.channel()},
+	})
+	writer := connect(t, c.Primary)
+	exec(t, writer, `SET synchronous_commit = off`)
+	began := time.Now()
+	for id := range 10 {
+		_, err := writer.Exec(t.Context(), book.writing(id+1, ""), pgx.QueryExecModeSimpleProtocol)
+		must(t, err)
+		book.heard(id + 1)
+	}
+	if d := time.Since(began); d > 15*time.Second {
+		t.Errorf("10 notifications took %s", d)
+	}
+	if n := l.Stats().Positions; n != 10 {
+		t.Errorf("%d position queries", n)
+	}
+}
+
+// What is heard on a channel that is none of ours does no harm: the connection's
+// own set-up may LISTEN.
+func TestAnotherChannelIsPassedOver(t *testing.T) {
+	c := cluster(t)
+	config, err := pgx.ParseConfig(c.Primary.DSN())
+	must(t, err)
+	config.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		_, err := conn.Exec(ctx, `LISTEN other`).ReadAll()
+		return err
+	}
+	book := newLedger(t, c.Primary, c.Standbys[0])
+	cfg := quickly("", follow(t, c.Standbys[0].DSN()), book.channel())
+	cfg.Primary.DSN, cfg.Primary.Config = "", config
+	l := listen(t, cfg)
+	must(t, c.Primary.Exec(t.Context(), `NOTIFY other`))
+	book.write(c.Primary, 1)
+	if got := told(book.heard(1)); got != "1" {
+		t.Errorf("got %s", got)
+	}
+	if n := l.Stats().Positions; n != 1 {
+		t.Errorf("%d position queries", n)
 	}
 }

@@ -48,7 +48,7 @@ func cluster(t *testing.T) *replicationtest.Cluster {
 	return c
 }
 
-func connect(t *testing.T, n *replicationtest.Node) *pgx.Conn {
+func connect(t testing.TB, n *replicationtest.Node) *pgx.Conn {
 	t.Helper()
 	conn, err := n.Connect(t.Context())
 	if err != nil {
@@ -58,7 +58,7 @@ func connect(t *testing.T, n *replicationtest.Node) *pgx.Conn {
 	return conn
 }
 
-func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+func exec(t testing.TB, conn *pgx.Conn, sql string, args ...any) {
 	t.Helper()
 	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -66,7 +66,7 @@ func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
 }
 
 // follow runs a tracker of a node until the test ends.
-func follow(t *testing.T, dsn string) *tracker.Tracker {
+func follow(t testing.TB, dsn string) *tracker.Tracker {
 	t.Helper()
 	source, err := replication.New(replication.Config{Replica: replication.Server{DSN: dsn}})
 	if err != nil {
@@ -83,7 +83,7 @@ func follow(t *testing.T, dsn string) *tracker.Tracker {
 }
 
 // listen runs a Listener until the test ends, and returns it when it is ready.
-func listen(t *testing.T, cfg pgnotify.Config) *pgnotify.Listener {
+func listen(t testing.TB, cfg pgnotify.Config) *pgnotify.Listener {
 	t.Helper()
 	l, ended := start(t, cfg)
 	select {
@@ -97,7 +97,7 @@ func listen(t *testing.T, cfg pgnotify.Config) *pgnotify.Listener {
 }
 
 // start runs a Listener until the test ends; ended gets what it ends with.
-func start(t *testing.T, cfg pgnotify.Config) (l *pgnotify.Listener, ended <-chan error) {
+func start(t testing.TB, cfg pgnotify.Config) (l *pgnotify.Listener, ended <-chan error) {
 	t.Helper()
 	l, err := pgnotify.New(cfg)
 	if err != nil {
