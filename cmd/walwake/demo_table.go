@@ -41,6 +41,9 @@ func (a *demoAnswer) table() string {
 	b.WriteString(columns(rows))
 	fmt.Fprint(&b, "\nWAIT: from COMMIT acknowledged to Wait returned, asking the primary for the token included.\n\n")
 
+	n := a.Notified
+	fmt.Fprintf(&b, "NOTIFY while replay is held back: of %d rows %d were not there yet for who heard of them by a bare LISTEN on the primary,\n"+
+		"%d for who was told once the standby had replayed them.\n\n", n.Notifications, n.StaleBare, n.StaleHeld)
 	b.WriteString(a.Killed.text())
 	fmt.Fprintf(&b, "Replay paused (source %s): %s.\n", a.Paused.Source, a.Paused.Error)
 	fmt.Fprintf(&b, "Resumed: the reader that had waited went on after %s, and its read was %s.\n\n", micros(a.Paused.ResumedUS), fresh(a.Paused.Stale))

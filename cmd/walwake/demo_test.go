@@ -35,6 +35,10 @@ func TestTheDemoReadsStaleWithoutWaitingAndNotWithIt(t *testing.T) {
 			without += step.Stale
 		}
 	}
+	if n := a.Notified; n.Notifications == 0 || n.StaleBare < n.Notifications/2 || n.StaleHeld != 0 || n.DelayMS != 50 {
+		t.Errorf("notified: %+v", n)
+	}
+	without += a.Notified.StaleBare
 	if held := a.Steps[2]; held.Stale < held.Reads/2 || without != a.StaleWithout {
 		t.Errorf("%d stale reads without waiting, %+v", a.StaleWithout, held)
 	}
@@ -62,7 +66,7 @@ func TestTheDemoReadsStaleWithoutWaitingAndNotWithIt(t *testing.T) {
 		t.Errorf("no read while the stream was gone: %+v", k)
 	}
 	table := a.table()
-	for _, text := range []string{"REPLAY", "held back by 50 ms, on purpose", "without waiting", "Replay paused", "the stream is gone", "it was back after", "SOURCE", "Stale reads: "} {
+	for _, text := range []string{"REPLAY", "held back by 50 ms, on purpose", "without waiting", "Replay paused", "by a bare LISTEN", "the stream is gone", "it was back after", "SOURCE", "Stale reads: "} {
 		if !strings.Contains(table, text) {
 			t.Errorf("no %q in %s", text, table)
 		}

@@ -149,7 +149,8 @@ func (l *listenCommand) prepare(ctx context.Context, channels []pgnotify.Channel
 		return nil, nil, usagef("%w", err)
 	}
 	return func(ctx context.Context) error {
-		defer l.told(ctx, listener.Ready(), func() pgnotify.Stats { return listener.Stats() })()
+		quiet := l.told(ctx, listener.Ready(), listener.Stats)
+		defer quiet()
 		return listener.Run(ctx)
 	}, stop, nil
 }
@@ -168,7 +169,8 @@ func (l *listenCommand) prepareMessages(channels []pgnotify.Channel, giveUp cont
 		return nil, nil, err
 	}
 	return func(ctx context.Context) error {
-		defer l.told(ctx, messages.Ready(), func() pgnotify.Stats { return messages.Stats() })()
+		quiet := l.told(ctx, messages.Ready(), messages.Stats)
+		defer quiet()
 		return messages.Run(ctx, follower.Tracker)
 	}, follower.stop, nil
 }
