@@ -35,6 +35,39 @@ func (t *Tracker) PrimaryAt(tok Token) {
 	t.announced = announced{tok, now}
 }
 
+// Refresh has the source look where the replica is, as if somebody had just begun
+// to wait: while nobody does it looks seldom, and State's position and lag are of
+// ObservedAt. It does not block; a round trip to the replica later State knows.
+// While the position is unknown it does nothing: the source is at it anyway.
+func (t *Tracker) Refresh() {
+	t.mu.Lock()
+	v := t.view.Load()
+	if v == nil || t.closed {
+		t.mu.Unlock()
+		return
+	}
+	t.seq++
+	w := &Waiter{t: t, lsn: LSN(v.lsn.Load()) + 1, seq: t.seq}
+	t.placeLocked(w, behind)
+	t.mu.Unlock()
+	t.signalDemand()
+	t.mu.Lock()
+	switch {
+	case w.place != over:
+		t.listOf(w).remove(w)
+		w.finishLocked(nil)
+	case w.err == nil:
+		t.stats.Woken-- // it was no wait
+	default: // ErrClosed
+		t.stats.Refused--
+	}
+	idle := t.waitingLocked() == 0
+	t.mu.Unlock()
+	if idle {
+		t.signalDemand()
+	}
+}
+
 // primaryLocked returns what is known of the primary whose WAL v replays: nothing
 // where v, which may be nil, is of another system or of a later timeline, which
 // then nobody has announced yet.

@@ -59,7 +59,8 @@ type State struct {
 	Rate       float64   // bytes replayed a second, lately; 0 when not known
 
 	// Primary is where the primary is at least, as PrimaryAt was told; zero before
-	// it was, and while nothing is known of the timeline that is replayed.
+	// it was, and while nothing is known of the timeline that is replayed. Position is
+	// of ObservedAt, and Behind with it: see Refresh.
 	Primary      Token
 	PrimaryHeard time.Time     // when PrimaryAt was told
 	Behind       uint64        // bytes from Position to Primary; 0 when there are none, or either is not known
