@@ -84,7 +84,7 @@ func NewAnnouncer(cfg AnnouncerConfig) (*Announcer, error) {
 		of:      "AnnouncerConfig",
 		primary: cfg.Primary,
 		channel: cfg.Channel, defaultChannel: DefaultAnnouncements,
-		gap: cfg.Interval, defaultGap: DefaultInterval,
+		gap: cfg.Interval, defaultGap: DefaultInterval, gapOf: "Interval",
 		retryMin: cfg.RetryMin, retryMax: cfg.RetryMax, farewell: cfg.Farewell,
 		log: cfg.Logger,
 	})
@@ -102,8 +102,8 @@ func NewAnnouncer(cfg AnnouncerConfig) (*Announcer, error) {
 // system or timeline is not known, changes nothing. An Announcer is for one
 // cluster: a token of another system takes the place of what was to be said.
 //
-// It does no I/O, does not block or allocate, and may be called at any rate. What
-// is announced after Run has ended is not said.
+// It does no I/O, does not block, allocates nothing but for a new timeline, and may
+// be called at any rate. What is announced after Run has ended is not said.
 func (a *Announcer) Announce(tok tracker.Token) {
 	a.announced.Add(1)
 	if !a.raise(tok) {

@@ -351,7 +351,7 @@ func TestAnnouncerConfigErrorsNameTheField(t *testing.T) {
 	for field, cfg := range map[string]AnnouncerConfig{
 		"Primary":  {},
 		"Channel":  {Primary: ok, Channel: strings.Repeat("x", 64)},
-		"pace":     {Primary: ok, Interval: -1},
+		"Interval": {Primary: ok, Interval: -1},
 		"Farewell": {Primary: ok, Farewell: -1},
 		"RetryMin": {Primary: ok, RetryMin: 2, RetryMax: 1},
 	} {

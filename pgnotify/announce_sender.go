@@ -66,6 +66,7 @@ type senderConfig struct {
 	primary                      replication.Server
 	channel, defaultChannel      string
 	gap, defaultGap              time.Duration
+	gapOf                        string // the field's name
 	retryMin, retryMax, farewell time.Duration
 	log                          *slog.Logger
 }
@@ -89,7 +90,7 @@ func newSender(cfg senderConfig) (*sender, error) {
 	case len(s.channel) > maxChannel:
 		return nil, fmt.Errorf("pgnotify: %s.Channel %q: want 1 to %d bytes", cfg.of, s.channel, maxChannel)
 	case s.gap < 0 || s.farewell < 0:
-		return nil, fmt.Errorf("pgnotify: %s: a pace of %s and Farewell %s: want neither below 0", cfg.of, s.gap, s.farewell)
+		return nil, fmt.Errorf("pgnotify: %s.%s %s and Farewell %s: want neither below 0", cfg.of, cfg.gapOf, s.gap, s.farewell)
 	case s.retryMin < 0 || s.retryMax < s.retryMin:
 		return nil, fmt.Errorf("pgnotify: %s.RetryMin %s and RetryMax %s: want 0 < RetryMin <= RetryMax", cfg.of, s.retryMin, s.retryMax)
 	}
@@ -149,7 +150,7 @@ func (s *sender) talk(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(s.farewell, end) })
 	defer stop()
 	defer s.hangUp()
-	pause := s.retryMin
+	var pause time.Duration // what has worked is tried again at once: servers end idle sessions
 	var began time.Time
 	for s.await(ctx, began) {
 		began = time.Now()
@@ -160,12 +161,12 @@ func (s *sender) talk(ctx context.Context) {
 		rest := s.gap
 		if err := s.say(late, payloads); err != nil {
 			signal(s.came)
-			rest = time.Since(began) + pause/2 + rand.N(pause/2+1)
-			pause = min(2*pause, s.retryMax)
+			rest = max(s.gap, time.Since(began)+pause/2+rand.N(pause/2+1))
+			pause = min(max(2*pause, s.retryMin), s.retryMax)
 			s.log.Warn("cannot notify", "channel", s.channel, "error", err, "again_in", rest)
 		} else {
 			said()
-			pause = s.retryMin
+			pause = 0
 		}
 		if !sleep(ctx, rest-time.Since(began)) {
 			break
@@ -213,9 +214,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // is given up with a failure: with several servers in its connection string the
 // next one may lead to another, which is the primary now.
 func (s *sender) say(ctx context.Context, payloads []string) error {
-	err := s.connected(ctx)
+	err := s.connect(ctx)
 	if err == nil {
-		err = s.conn.notify(ctx, s.channel, payloads)
+		if err = s.conn.notify(ctx, s.channel, payloads); err != nil {
+			s.hangUp()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,17 +231,16 @@ func (s *sender) say(ctx context.Context, payloads []string) error {
 	return err
 }
 
-func (s *sender) connected(ctx context.Context) (err error) {
-	if s.conn != nil && s.snapshot().failure != nil {
-		s.hangUp()
+func (s *sender) connect(ctx context.Context) error {
+	if s.conn != nil {
+		return nil
 	}
-	if s.conn == nil {
-		if s.conn, err = s.dial(ctx); err != nil {
-			s.conn = nil
-			return err
-		}
-		s.log.Info("notifying", "channel", s.channel)
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
 	}
+	s.conn = conn
+	s.log.Info("notifying", "channel", s.channel)
 	return nil
 }
 
