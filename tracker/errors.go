@@ -52,7 +52,7 @@ type TimeoutError struct {
 	Last    Observation   // what was known last; zero when Known is false
 	Known   bool          // whether the replica's position was known at all
 	Behind  uint64        // bytes from Last.LSN to Target.LSN; 0 when they are replayed
-	ETA     time.Duration // estimate of the time that Behind takes; 0 when there is none
+	ETA     time.Duration // estimate of the time that Behind takes; 0 when there is none, as for a future token
 	Waited  time.Duration // how long Await waited
 	Source  string        // name of the source in use; empty when Run is not running
 	Reason  string        // what held it up, as far as is known; may be empty

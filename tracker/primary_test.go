@@ -127,6 +127,25 @@ func TestTimeoutErrorSaysWhatThePrimaryHasNotAnnounced(t *testing.T) {
 	}
 }
 
+// How fast replay is does not matter for what is not written yet.
+func TestTimeoutErrorHasNoEstimateForWhatIsNotWritten(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		tr, feed := running(t, Config{Timeout: time.Second})
+		e := feed.Begin()
+		for i := range 21 {
+			e.Observe(at(LSN(i * 100)))
+			time.Sleep(100 * time.Millisecond)
+		}
+		tr.PrimaryAt(tok(7000))
+		for lsn, want := range map[LSN]time.Duration{7000: 5 * time.Second, 7001: 0} {
+			err, is := errors.AsType[*TimeoutError](tr.Wait(t.Context(), tok(lsn)))
+			if !is || err.ETA != want || err.Behind != uint64(lsn-2000) {
+				t.Errorf("%s: %v, want an estimate of %s", lsn, err, want)
+			}
+		}
+	})
+}
+
 // What was announced last may be overtaken the next moment.
 func TestATokenBeyondWhatIsAnnouncedIsWaitedFor(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

@@ -183,5 +183,8 @@ func (t *Tracker) timeoutErrorLocked(tok Token, waited time.Duration, cause erro
 		e.Primary, e.PrimaryAge = p.at, time.Since(p.heard)
 		e.Ahead = p.aheadOf(tok, waited)
 	}
+	if e.Ahead > 0 {
+		e.ETA = 0 // it is not for the replica to say
+	}
 	return e
 }
