@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
@@ -89,7 +90,8 @@ const (
 // that drops, repeats itself or loses something costs time and never
 // correctness, and another one may take its place at any moment.
 type Ladder struct {
-	cfg Config
+	cfg  Config
+	peer atomic.Pointer[Peer]
 }
 
 var _ tracker.Source = (*Ladder)(nil)
@@ -153,7 +155,7 @@ func (l *Ladder) Name() string { return string(Poll) }
 // plain connection does not tell the timeline, it goes on over a replication
 // connection, if the role may have one.
 func (l *Ladder) Observe(ctx context.Context, feed *tracker.Feed) error {
-	run := &run{cfg: l.cfg, feed: feed, histories: &histories{server: l.cfg.Replica}, upgrade: &upgrade{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
+	run := &run{cfg: l.cfg, feed: feed, peer: &l.peer, histories: &histories{server: l.cfg.Replica}, upgrade: &upgrade{server: l.cfg.Replica}, board: newBoard(l.cfg.Use, feed)}
 	for {
 		err := run.observe(ctx)
 		run = run.next()

@@ -60,7 +60,7 @@ const (
 
 	// serverQuery asks for what is fixed as long as a server process runs.
 	serverQuery = `SELECT pg_backend_pid(),
-       (SELECT backend_start::text FROM pg_stat_get_activity(pg_backend_pid())),
+       (SELECT extract(epoch FROM backend_start)::text FROM pg_stat_get_activity(pg_backend_pid())),
        (SELECT system_identifier FROM pg_control_system()),
        current_setting('wal_block_size')::bigint,
        pg_size_bytes(current_setting('wal_segment_size')),

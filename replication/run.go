@@ -37,6 +37,7 @@ type run struct {
 	board     *board
 	histories *histories
 	upgrade   *upgrade
+	peer      *atomic.Pointer[Peer]
 	upgraded  *session // takes over after this run: guarded by mu until over
 
 	s       *session // nil before observe: it is to be opened
@@ -75,7 +76,7 @@ type run struct {
 // the next session may be to another. Calls that were under way when r ended may
 // still come to r.
 func (r *run) next() *run {
-	return &run{cfg: r.cfg, feed: r.feed, board: r.board, histories: &histories{server: r.cfg.Replica}, upgrade: r.upgrade, s: r.upgraded}
+	return &run{cfg: r.cfg, feed: r.feed, peer: r.peer, board: r.board, histories: &histories{server: r.cfg.Replica}, upgrade: r.upgrade, s: r.upgraded}
 }
 
 // observe asks over one connection, for as long as it lasts. It is called once.
@@ -89,6 +90,9 @@ func (r *run) observe(ctx context.Context) error {
 	}
 	s := r.s
 	r.epoch = r.feed.Begin()
+	peer := &Peer{Epoch: r.epoch.Number(), backend: s.backend, started: s.started}
+	r.peer.Store(peer)
+	defer r.peer.CompareAndSwap(peer, nil)
 	r.failed, r.said = make(chan error, 1), make(chan struct{}, 1)
 	r.pace = pace{min: r.cfg.MinInterval, max: r.cfg.MaxInterval, idle: r.cfg.IdleInterval}
 	r.feed.Note("") // of a run before this one

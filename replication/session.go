@@ -121,12 +121,11 @@ func meet(ctx context.Context, conn *pgx.Conn, peer *session) error {
 	if peer == nil {
 		return nil
 	}
-	var started *string
-	err := conn.QueryRow(ctx, `SELECT max(backend_start::text) FROM pg_stat_get_activity($1::text::int)`, peer.backend).Scan(&started)
+	met, err := Peer{backend: peer.backend, started: peer.started}.Met(ctx, conn)
 	if err != nil {
-		return fmt.Errorf("replication: look for our other session: %w", err)
+		return err
 	}
-	if started == nil || *started != peer.started {
+	if !met {
 		return errors.New("replication: a second connection reached another server than the first: the connection string has to lead to one server")
 	}
 	return nil

@@ -98,6 +98,10 @@ func (f *Feed) Begin() *Epoch {
 	return &Epoch{f: f, n: f.t.epochs}
 }
 
+// Number is the epoch's, which its Observations have: later epochs have higher
+// ones.
+func (e *Epoch) Number() uint64 { return e.n }
+
 // Observe takes an observation, and wakes who waited for it. It is ignored after
 // End, and while a newer epoch observes.
 func (e *Epoch) Observe(o Observation) {
