@@ -281,6 +281,9 @@ const settleAfter = time.Millisecond
 // next returns when something has been heard, with what has come with it.
 func (l *Listener) next(ctx context.Context, k *link) error {
 	for len(k.heard) == 0 {
+		if err := k.finish(ctx); err != nil {
+			return err
+		}
 		patience := l.cfg.Probe
 		if k.owed {
 			patience = min(settleAfter, patience)
@@ -313,6 +316,9 @@ func (l *Listener) look(ctx context.Context, k *link) error {
 	}
 	if k.mouth != nil {
 		if _, err := k.position(ctx); err != nil {
+			return err
+		}
+		if err := k.finish(ctx); err != nil {
 			return err
 		}
 		k.owed = false // nobody waits for it

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/walwake/walwake/replication"
 	"github.com/walwake/walwake/tracker"
 )
 
@@ -37,7 +37,12 @@ type link struct {
 	at      tracker.Token // where the server was when the ear listened; system and timeline do not change
 	page    uint64        // wal_block_size
 	segment uint64        // wal_segment_size
-	owed    bool          // the position that was told last is not flushed yet
+
+	pooled        bool        // the process number that the mouth was told is not the server's
+	insert, flush uint32      // the functions' numbers
+	asked         int         // answers that are not read to their end
+	latest        tracker.LSN // the position that was told last
+	owed          bool        // it was not flushed yet; known when asked is 0
 }
 
 const (
@@ -150,7 +155,8 @@ const (
 	// peerQuery looks for it from another: both are of one server then, and end
 	// with it.
 	peerQuery = `SELECT pg_backend_pid()::text, coalesce((SELECT backend_start::text FROM pg_stat_get_activity($1::text::int)), ''),
-       current_setting('wal_block_size')::bigint, pg_size_bytes(current_setting('wal_segment_size'))`
+       current_setting('wal_block_size')::bigint, pg_size_bytes(current_setting('wal_segment_size')),
+       'pg_current_wal_insert_lsn()'::regprocedure::oid::bigint, 'pg_current_wal_flush_lsn()'::regprocedure::oid::bigint`
 )
 
 // verify looks whether the ear hears what the mouth says, and where the server
@@ -158,36 +164,31 @@ const (
 func (k *link) verify(ctx context.Context) error {
 	return k.bounded(ctx, func(ctx context.Context) error {
 		var started, mouth, peer string
-		var page, segment int64
+		var page, segment, insert, flush int64
 		if err := k.ear.QueryRow(ctx, backendQuery, pgx.QueryExecModeExec).Scan(&k.backend, &started); err != nil {
 			return fmt.Errorf("pgnotify: ask for the server process: %w", err)
 		}
-		if err := k.mouth.QueryRow(ctx, peerQuery, pgx.QueryExecModeExec, k.backend).Scan(&mouth, &peer, &page, &segment); err != nil {
+		if err := k.mouth.QueryRow(ctx, peerQuery, pgx.QueryExecModeExec, k.backend).Scan(&mouth, &peer, &page, &segment, &insert, &flush); err != nil {
 			return fmt.Errorf("pgnotify: look for our other connection: %w", err)
 		}
-		k.page, k.segment = uint64(page), uint64(segment)
+		k.page, k.segment, k.insert, k.flush = uint64(page), uint64(segment), uint32(insert), uint32(flush)
 		switch {
 		case mouth == k.backend:
-			return fmt.Errorf("%w: two connections are served by one server process: %s", ErrCannotListen, pooled)
+			return fmt.Errorf("%w: two connections are served by one server process: %s", ErrCannotListen, transactionMode)
 		case peer != started:
 			return errors.New("pgnotify: a second connection reached another server than the first: the connection string has to lead to one primary")
 		}
 		if err := k.hears(ctx); err != nil {
 			return err
 		}
+		k.pooled = mouth != strconv.FormatUint(uint64(k.mouth.PgConn().PID()), 10)
 		var err error
-		if k.at, err = replication.Capture(ctx, k.mouth); err != nil {
-			return fmt.Errorf("pgnotify: ask the primary for its position: %w", err)
-		}
-		_, err = k.mouth.PgConn().Prepare(ctx, positionQuery, positionQuery, nil)
-		if err != nil {
-			return fmt.Errorf("pgnotify: prepare the question for the position: %w", err)
-		}
-		return nil
+		k.at, err = k.capture(ctx)
+		return err
 	})
 }
 
-const pooled = "there is a pooler in transaction mode: connect directly, or through one in session mode"
+const transactionMode = "there is a pooler in transaction mode: connect directly, or through one in session mode"
 
 // hears looks whether what is notified of reaches the ear by itself. When the
 // server has acknowledged a NOTIFY, a process that listens has been signalled: it
@@ -230,7 +231,7 @@ func (k *link) hears(ctx context.Context) error {
 			break
 		}
 	}
-	return fmt.Errorf("%w: what is notified of does not come: %s", ErrCannotListen, pooled)
+	return fmt.Errorf("%w: what is notified of does not come: %s", ErrCannotListen, transactionMode)
 }
 
 // close says goodbye where somebody listens, and returns when nothing is left.
