@@ -420,7 +420,7 @@ func TestMessagesSayWhyThereAreNone(t *testing.T) {
 		"another server": {func(s *scripted) {
 			answer := s.answer
 			s.answer = func(conn int, query string) ([][]*string, error) {
-				if strings.Contains(query, "max(backend_start::text)") {
+				if query == peerQuery {
 					return [][]*string{row("another time")}, nil
 				}
 				return answer(conn, query)

@@ -102,7 +102,7 @@ func streamScript(t *testing.T, lsn *atomic.Uint64, stream func(*scriptedStream)
 			time.Sleep(queryTakes)
 		case query == "IDENTIFY_SYSTEM":
 			return [][]*string{row("7", "1", tracker.LSN(lsn.Load()).String(), "postgres")}, nil
-		case strings.Contains(query, "max(backend_start::text)"):
+		case query == peerQuery:
 			return [][]*string{row("then")}, nil
 		case strings.Contains(query, "pg_publication"):
 			return [][]*string{row("logical", "t")}, nil

@@ -105,7 +105,7 @@ func TestHistoryOfAnotherServerIsNotBelieved(t *testing.T) {
 		s := promotedScript(t, &lsn, func() error { return nil })
 		answer := s.answer
 		s.answer = func(conn int, query string) ([][]*string, error) {
-			if strings.Contains(query, "max(backend_start::text)") {
+			if query == peerQuery {
 				return [][]*string{row("another time")}, nil
 			}
 			return answer(conn, query)

@@ -253,8 +253,8 @@ func TestWaitForThatCannotBeSaysWhy(t *testing.T) {
 		reason string
 	}{
 		"before 19":      {func(s *waiting) { s.version, s.call = "18.1", nil }, "needs PostgreSQL 19, the server is 18"},
-		"another server": {func(s *waiting) { s.after("max(backend_start", [][]*string{row("another time")}, nil) }, "a second connection reached another server than the first"},
-		"a stranger":     {func(s *waiting) { s.after("max(backend_start", [][]*string{row("NULL")}, nil) }, "a second connection reached another server than the first"},
+		"another server": {func(s *waiting) { s.after("max(extract(epoch", [][]*string{row("another time")}, nil) }, "a second connection reached another server than the first"},
+		"a stranger":     {func(s *waiting) { s.after("max(extract(epoch", [][]*string{row("NULL")}, nil) }, "a second connection reached another server than the first"},
 		"no such thing":  {func(s *waiting) { s.after("WAIT FOR", nil, errors.New("syntax error")) }, "WAIT FOR LSN: "},
 	} {
 		t.Run(name, func(t *testing.T) {
