@@ -244,7 +244,8 @@ func TestStreamThatEndsIsAGap(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				st = <-m.steer.streams
 				got := m.since()
-				if got != end.reason+theBegin && !(how == "everything crashed" && strings.HasSuffix(got, end.reason+theBegin)) {
+				first := strings.TrimSuffix(got, end.reason+theBegin) // of a crash the stream may tell too
+				if first == got || first != "" && how != "everything crashed" {
 					t.Errorf("the handler was called with\n%s", got)
 				}
 				m.lsn.Store(1000)
@@ -278,7 +279,6 @@ func TestLargeMessagesAreCutAndEndNothing(t *testing.T) {
 		st := <-m.steer.streams
 		m.expect(t, theBegin)
 		m.lsn.Store(100_000_000)
-		m.recorder.take = nil
 		large := strings.Repeat("x", MaxMessage)
 		m.send(t, st, transaction(200,
 			message(1, "others", large+large+large),
@@ -299,14 +299,14 @@ func TestHandlerThatFailsOrBlocks(t *testing.T) {
 		st := <-m.steer.streams
 		m.expect(t, theBegin)
 		m.lsn.Store(1_000_000)
-		m.recorder.take = func(context.Context) error { return errors.New("no, thank you") }
+		m.take = func(context.Context) error { return errors.New("no, thank you") }
 		m.send(t, st, transaction(200, message(1, "ours", "x"))...)
 		time.Sleep(time.Second)
 		m.expect(t, "missing: a message was not taken: no, thank you", theBegin)
 
 		st = <-m.steer.streams
 		free := make(chan struct{})
-		m.recorder.take = func(ctx context.Context) error {
+		m.take = func(ctx context.Context) error {
 			select {
 			case <-free:
 				return nil
@@ -420,7 +420,7 @@ func TestMessagesSayWhyThereAreNone(t *testing.T) {
 		"another server": {func(s *scripted) {
 			answer := s.answer
 			s.answer = func(conn int, query string) ([][]*string, error) {
-				if query == peerQuery {
+				if strings.Contains(query, "max(extract(epoch") {
 					return [][]*string{row("another time")}, nil
 				}
 				return answer(conn, query)

@@ -102,7 +102,7 @@ func streamScript(t *testing.T, lsn *atomic.Uint64, stream func(*scriptedStream)
 			time.Sleep(queryTakes)
 		case query == "IDENTIFY_SYSTEM":
 			return [][]*string{row("7", "1", tracker.LSN(lsn.Load()).String(), "postgres")}, nil
-		case query == peerQuery:
+		case strings.Contains(query, "max(extract(epoch"):
 			return [][]*string{row("then")}, nil
 		case strings.Contains(query, "pg_publication"):
 			return [][]*string{row("logical", "t")}, nil
