@@ -192,7 +192,8 @@ func (m *Messages) Message(ctx context.Context, msg replication.Message) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(m.running, cancel)()
+	stop := context.AfterFunc(m.running, cancel)
+	defer stop()
 	err := line.push(ctx, Notification{Channel: msg.Prefix, Payload: msg.Payload, Token: msg.Token}, m.cfg.BlockMost)
 	if errors.Is(err, ErrFull) {
 		select {

@@ -223,3 +223,28 @@ func TestStreamIsGivenUpWhenAHandlerBlocks(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 }
+
+// REPLICATION is enough, on every version: the timeline is then seen over
+// a replication connection, which takes over from the plain one.
+func TestMessagesOfARoleThatMayReplicate(t *testing.T) {
+	c := cluster(t)
+	decodable(t, c)
+	writer := connect(t, c.Primary)
+	exec(t, writer, `DO $$ BEGIN CREATE ROLE replicates LOGIN REPLICATION PASSWORD 'wachtwoord'; EXCEPTION WHEN duplicate_object THEN END $$`)
+	if err := c.WaitForReplay(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := make(events, 100)
+	r := receiving(t, c.Standbys[0].DSNFor("replicates", "wachtwoord", "postgres"), c.Primary, pgnotify.MessagesConfig{Channels: []pgnotify.Channel{{Name: "a", Handler: got}}}).wait(t)
+	for i := range 10 {
+		if err := pgnotify.Emit(t.Context(), writer, "a", fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+		if n, is := got.next(t).(pgnotify.Notification); !is || n.Payload != fmt.Sprint(i) || n.Token.Timeline != 1 {
+			t.Errorf("%+v", n)
+		}
+	}
+	if s := r.Stats(); s.Reconnects != 0 {
+		t.Errorf("%+v", s)
+	}
+}
