@@ -371,7 +371,7 @@ func (l *Listener) pass(ctx context.Context, k *link) error {
 			return err
 		}
 	}
-	k.heard = k.heard[:0]
+	k.heard, k.bytes = k.heard[:0], 0
 	return nil
 }
 

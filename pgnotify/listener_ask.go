@@ -183,7 +183,7 @@ func (k *link) receive(ctx context.Context, most time.Duration) (silent bool, er
 // more reads what has come already, which makes a burst of it.
 func (k *link) more(ctx context.Context) error {
 	defer func() { _ = k.ear.PgConn().Conn().SetReadDeadline(time.Time{}) }()
-	for k.ear.PgConn().Frontend().ReadBufferLen() > 0 && len(k.heard) < maxBurst {
+	for k.ear.PgConn().Frontend().ReadBufferLen() > 0 && len(k.heard) < maxBurst && k.bytes < maxBytes {
 		silent, err := k.receive(ctx, k.cfg.Primary.QueryTimeout)
 		if err != nil {
 			return err

@@ -30,6 +30,7 @@ type link struct {
 	stop  func() bool // ends the watch of the context that the link was made with
 
 	heard   []*pgconn.Notification // by the ear, and not passed on yet
+	bytes   int                    // that their payloads have
 	checked bool                   // what was notified of on the channel check has come
 	check   string
 
@@ -49,8 +50,9 @@ const (
 	// maxMessage bounds what is read from a server; a payload has less than 8,000 bytes.
 	maxMessage = 1 << 20
 
-	// maxBurst bounds what is heard and not passed on yet.
+	// maxBurst and maxBytes bound what is heard and not passed on yet.
 	maxBurst = 1024
+	maxBytes = 64 << 10
 
 	// readOnlyTransaction is the SQLSTATE of LISTEN during recovery.
 	readOnlyTransaction = "25006"
@@ -93,6 +95,7 @@ func (k *link) openEar(ctx context.Context, l *Listener) (err error) {
 				return
 			}
 			k.heard = append(k.heard, n)
+			k.bytes += len(n.Payload)
 		}
 		was := cfg.ValidateConnect
 		cfg.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {

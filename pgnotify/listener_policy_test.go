@@ -3,6 +3,9 @@ package pgnotify_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,5 +80,46 @@ func TestFailEndsTheListener(t *testing.T) {
 	_, l, ended, _ := full(t, pgnotify.Fail, time.Hour)
 	if err := ends(t, l, ended); !errors.Is(err, pgnotify.ErrFull) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// While a handler with Block is slow, what is notified of waits on the server: 16
+// MB here.
+func TestWhatThereIsNoRoomForIsNotRead(t *testing.T) {
+	c := cluster(t)
+	const many, large, room = 2000, 7900, 4
+	name := fmt.Sprintf("slow_%d", time.Now().UnixNano())
+	turn, came := make(chan struct{}), make(chan string)
+	l := listen(t, quickly(c.Primary.DSN(), follow(t, c.Standbys[0].DSN()), pgnotify.Channel{
+		Name: name, Buffer: room,
+		Handler: pgnotify.HandlerFunc(func(ctx context.Context, e pgnotify.Event) error {
+			select {
+			case <-turn:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			id, _, _ := strings.Cut(e.(pgnotify.Notification).Payload, " ")
+			came <- id
+			return nil
+		}),
+	}))
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	writer := connect(t, c.Primary)
+	exec(t, writer, `SELECT pg_notify($1, i || ' ' || repeat('x', $2)) FROM generate_series(1, $3) i`, name, large, many)
+	for i := range 20 { // each makes room, in which the position is asked for
+		turn <- struct{}{}
+		if id := <-came; id != fmt.Sprint(i+1) {
+			t.Fatalf("%s came after %d", id, i)
+		}
+		eventually(t, "it is full again", func() bool { return l.Stats().Channels[0].Held == room })
+	}
+	if grown := int64(heap()) - int64(before); grown > many*large/4 {
+		t.Errorf("%d bytes are held, with room for %d notifications", grown, room)
 	}
 }

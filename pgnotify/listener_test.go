@@ -120,3 +120,23 @@ func TestAnotherChannelIsPassedOver(t *testing.T) {
 		t.Errorf("%d position queries", n)
 	}
 }
+
+// A thousand at once are a few dozen KB, which are read 8 KB at a time.
+func TestABurstTakesFewPositionQueries(t *testing.T) {
+	c := cluster(t)
+	const many = 1000
+	name, got := fmt.Sprintf("burst_%d", time.Now().UnixNano()), make(events, many)
+	l := listen(t, quickly(c.Primary.DSN(), follow(t, c.Standbys[0].DSN()), pgnotify.Channel{Name: name, Handler: got}))
+	writer := connect(t, c.Primary)
+	exec(t, writer, `SELECT pg_notify($1, i::text) FROM generate_series(1, $2) i`, name, many)
+	for i := range many {
+		if n := got.next(t).(pgnotify.Notification); n.Payload != fmt.Sprint(i+1) {
+			t.Fatalf("%s came after %d", n.Payload, i)
+		}
+	}
+	n := l.Stats().Positions
+	if n > many/20 {
+		t.Errorf("%d position queries for %d notifications", n, many)
+	}
+	t.Logf("%d position queries for %d notifications", n, many)
+}
