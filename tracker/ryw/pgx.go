@@ -1,0 +1,194 @@
+package ryw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/walwake/walwake/replication"
+	"github.com/walwake/walwake/tracker"
+)
+
+// Config configures a Router. It is copied by New.
+type Config struct {
+	Options
+
+	// Primary is where to write.
+	Primary *pgxpool.Pool
+
+	// Replicas are what to read from; none: everything is read from the primary.
+	Replicas []Replica
+}
+
+// Replica is a server to read from.
+type Replica struct {
+	// Name is the replica's in Stats. Empty means its place in Config.Replicas.
+	Name string
+
+	// Pool leads to the replica. Its connections are made read-only and shown to lead
+	// to the server that Tracker follows, which takes two round trips when a connection
+	// is first read over. Its role is that of Source, or has pg_read_all_stats:
+	// otherwise each read costs one more round trip, as it does over a connection that
+	// leads to another server.
+	Pool *pgxpool.Pool
+
+	// Tracker follows the replica, by Source. Whoever made it runs it.
+	Tracker *tracker.Tracker
+	Source  *replication.Ladder
+}
+
+// Router sends writes to the primary, and reads to a server that has what their
+// Session has seen. Its methods may be called by any number of goroutines.
+type Router struct {
+	core    *core
+	primary *pgxpool.Pool
+}
+
+// New returns a Router. It does no I/O; an error names the field that is wrong.
+func New(cfg Config) (*Router, error) {
+	if cfg.Primary == nil {
+		return nil, errors.New("ryw: Config.Primary is nil: it is where to write")
+	}
+	var replicas []*replica
+	for i, r := range cfg.Replicas {
+		switch r.Pool {
+		case nil:
+			return nil, fmt.Errorf("ryw: Config.Replicas[%d].Pool is nil", i)
+		case cfg.Primary:
+			return nil, fmt.Errorf("ryw: Config.Replicas[%d].Pool is that of the primary: make another one, its connections are made read-only", i)
+		}
+		replicas = append(replicas, &replica{name: r.Name, tracker: r.Tracker, source: r.Source, take: taken(r.Pool)})
+	}
+	c, err := newCore(cfg.Options, taken(cfg.Primary), replicas)
+	if err != nil {
+		return nil, err
+	}
+	return &Router{c, cfg.Primary}, nil
+}
+
+// Queries is what a read may call: what sqlc's DBTX has, batches and copies. It
+// must not be used once the read's function has returned.
+type Queries interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+// ErrNoToken is of a write that was committed and whose token could not be had:
+// it is not to be written again. The Session in ctx reads from the primary then.
+var ErrNoToken = errors.New("ryw: the write was committed, but its token is not known")
+
+// Write runs f in a transaction on the primary, commits, and returns a token for
+// it, which the Session in ctx goes on to. It is rolled back when f returns an
+// error or panics. An error that is not ErrNoToken says that it was not committed,
+// or that the connection was lost while it was.
+func (r *Router) Write(ctx context.Context, f func(tx pgx.Tx) error) (tracker.Token, error) {
+	conn, err := r.primary.Acquire(ctx)
+	if err != nil {
+		return tracker.Token{}, err
+	}
+	defer conn.Release()
+	if err := pgx.BeginFunc(ctx, conn, f); err != nil {
+		return tracker.Token{}, err
+	}
+	tok, err := replication.Capture(ctx, conn) // over the same connection: after a failover another one may lead elsewhere
+	s := FromContext(ctx)
+	if err != nil {
+		if s != nil {
+			s.RequirePrimary()
+		}
+		return tracker.Token{}, fmt.Errorf("%w: %w", ErrNoToken, err)
+	}
+	if s != nil {
+		s.Advance(tok)
+	}
+	return tok, nil
+}
+
+// Read calls f with what reads from a server that has all that the Session in ctx
+// has seen: a replica that has it already, the one with the fewest reads under way;
+// or the first to have it within Options.Budget; or what Options.Fallback says.
+// Each statement has a snapshot of its own. A replica refuses to write. f is called
+// once, unless Options.Repeat is set; its error is returned.
+func (r *Router) Read(ctx context.Context, f func(q Queries) error) error {
+	return r.core.read(ctx, func(l link) error { return f(l.(*pgxLink).Conn) }) //nolint:forcetypeassert // made by taken
+}
+
+// Stats returns what was read from where.
+func (r *Router) Stats() Stats { return r.core.stats() }
+
+// taken takes connections out of pool.
+func taken(pool *pgxpool.Pool) func(context.Context) (link, error) {
+	return func(ctx context.Context) (link, error) {
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &pgxLink{conn}, nil
+	}
+}
+
+type pgxLink struct{ *pgxpool.Conn }
+
+func (l *pgxLink) query(ctx context.Context, sql string, dest ...any) error {
+	return l.QueryRow(ctx, sql).Scan(dest...)
+}
+
+func (l *pgxLink) exec(ctx context.Context, sql string) error {
+	_, err := l.Exec(ctx, sql)
+	return err
+}
+
+func (l *pgxLink) met(ctx context.Context, p replication.Peer) (bool, error) { return p.Met(ctx, l) }
+
+func (l *pgxLink) seen(ctx context.Context) (tracker.Token, error) { return replication.Seen(ctx, l) }
+
+func (l *pgxLink) lost() bool { return l.Conn.Conn().IsClosed() }
+func (l *pgxLink) release()   { l.Release() }
+
+// markKey is the mark's among a connection's data.
+const markKey = "walwake/ryw"
+
+func (l *pgxLink) mark() *mark {
+	data := l.Conn.Conn().PgConn().CustomData()
+	m, is := data[markKey].(*mark)
+	if !is {
+		m = new(mark)
+		data[markKey] = m
+	}
+	return m
+}
+
+// Stats is what a Router has done so far.
+type Stats struct {
+	Primary  int64 // reads from the primary
+	Waited   int64 // reads that found no replica at once
+	Replicas []ReplicaStats
+}
+
+// ReplicaStats is of one replica.
+type ReplicaStats struct {
+	Name     string
+	Position tracker.Observation
+	Known    bool  // whether the position is
+	Reading  int64 // now
+	Reads    int64
+	Failed   int64 // reads that went elsewhere: no connection, or one that could not be vouched for
+	Strange  int64 // times a connection led to another server than the tracker's, or one that may not tell
+}
+
+func (c *core) stats() Stats {
+	s := Stats{Primary: c.onPrimary.Load(), Waited: c.waited.Load()}
+	for _, r := range c.replicas {
+		o, known := r.tracker.LastReplay()
+		s.Replicas = append(s.Replicas, ReplicaStats{
+			Name: r.name, Position: o, Known: known, Reading: r.reading.Load(), Reads: r.reads.Load(), Failed: r.failed.Load(), Strange: r.strange.Load(),
+		})
+	}
+	return s
+}
