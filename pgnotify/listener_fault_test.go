@@ -215,3 +215,37 @@ func TestAFullNotificationQueueIsFreed(t *testing.T) {
 	book.heard(accepted + 2)
 	book.complete(accepted + 2)
 }
+
+// Who listens, in a transaction that does not end, reads nothing, and so keeps the
+// queue full.
+func TestAQueueThatOthersKeepFullIsListenedTo(t *testing.T) {
+	if c := cluster(t); c.Version < 17 {
+		t.Skip("max_notify_queue_pages is there from PostgreSQL 17 on: with 8 GB the queue is not filled")
+	}
+	c := replicationtest.Start(t, replicationtest.Options{Settings: map[string]string{"max_notify_queue_pages": "64"}})
+	book := newLedger(t, c.Primary, c.Standbys[0])
+	other, writer := connect(t, c.Primary), connect(t, c.Primary)
+	exec(t, other, `LISTEN something`)
+	exec(t, other, `BEGIN`)
+	var err error
+	for err == nil {
+		_, err = writer.Exec(t.Context(), `SELECT pg_notify('something', repeat('x', 7900))`)
+	}
+	if !strings.Contains(err.Error(), "54000") {
+		t.Fatal(err)
+	}
+	listen(t, quickly(c.Primary.DSN(), follow(t, c.Standbys[0].DSN()), book.channel()))
+	exec(t, other, `COMMIT`)
+	eventually(t, "NOTIFY works again", func() bool {
+		_, err := replicationtest.Value[float64](t.Context(), c.Primary, `SELECT pg_notification_queue_usage()`)
+		must(t, err)
+		_, err = writer.Exec(t.Context(), book.writing(1, ""), pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			exec(t, writer, `ROLLBACK`)
+		}
+		return err == nil
+	})
+	if got := told(book.heard(1)); got != "1" {
+		t.Errorf("got %s", got)
+	}
+}

@@ -54,8 +54,9 @@ const (
 	maxBurst = 1024
 	maxBytes = 64 << 10
 
-	// readOnlyTransaction is the SQLSTATE of LISTEN during recovery.
+	// SQLSTATEs: of LISTEN during recovery, and of NOTIFY when the queue is full.
 	readOnlyTransaction = "25006"
+	queueFull           = "54000"
 )
 
 // connect makes both connections, and listens.
@@ -181,10 +182,10 @@ func (k *link) verify(ctx context.Context) error {
 		case peer != started:
 			return errors.New("pgnotify: a second connection reached another server than the first: the connection string has to lead to one primary")
 		}
+		k.pooled = mouth != strconv.FormatUint(uint64(k.mouth.PgConn().PID()), 10)
 		if err := k.hears(ctx); err != nil {
 			return err
 		}
-		k.pooled = mouth != strconv.FormatUint(uint64(k.mouth.PgConn().PID()), 10)
 		var err error
 		k.at, err = k.capture(ctx)
 		return err
@@ -207,7 +208,11 @@ func (k *link) hears(ctx context.Context) error {
 	const least, most = 20 * time.Millisecond, 700 * time.Millisecond
 	for patience := least; patience < most; patience *= 2 {
 		k.checked = false
-		if _, err := k.mouth.PgConn().Exec(ctx, "SELECT pg_notification_queue_usage(); NOTIFY "+quoted(k.check)).ReadAll(); err != nil {
+		_, err := k.mouth.PgConn().Exec(ctx, "SELECT pg_notification_queue_usage(); NOTIFY "+quoted(k.check)).ReadAll()
+		if e, is := errors.AsType[*pgconn.PgError](err); is && e.Code == queueFull && !k.pooled {
+			return nil // by others: we listen until it is free
+		}
+		if err != nil {
 			return fmt.Errorf("pgnotify: NOTIFY, to see whether it is heard: %w", err)
 		}
 		for over := time.Now().Add(patience); !k.checked; {
