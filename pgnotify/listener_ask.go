@@ -38,7 +38,7 @@ func (k *link) position(ctx context.Context) (tok tracker.Token, err error) {
 	if err := conn.Frontend().Flush(); err != nil {
 		return tok, fmt.Errorf("pgnotify: ask the primary for its position: %w", err)
 	}
-	insert, err := k.answer(ctx)
+	insert, err := k.answer()
 	if err != nil {
 		return tok, err
 	}
@@ -57,7 +57,7 @@ func (k *link) finish(ctx context.Context) error {
 		if err := k.patient(ctx); err != nil {
 			return err
 		}
-		if _, err := k.answer(ctx); err != nil {
+		if _, err := k.answer(); err != nil {
 			return err
 		}
 	}
@@ -71,7 +71,7 @@ func (k *link) patient(ctx context.Context) error {
 }
 
 // answer reads the next position, and the last with all that belongs to it.
-func (k *link) answer(ctx context.Context) (lsn tracker.LSN, err error) {
+func (k *link) answer() (lsn tracker.LSN, err error) {
 	for {
 		m, err := k.mouth.PgConn().ReceiveMessage(context.Background())
 		if err != nil {
