@@ -96,16 +96,22 @@ func (r *Router) Write(ctx context.Context, f func(tx pgx.Tx) error) (tracker.To
 	if err := pgx.BeginFunc(ctx, conn, f); err != nil {
 		return tracker.Token{}, err
 	}
-	tok, err := replication.Capture(ctx, conn) // over the same connection: after a failover another one may lead elsewhere
+	// Over the same connection: after a failover another one may lead elsewhere.
+	return noted(ctx, func() (tracker.Token, error) { return replication.Capture(ctx, conn) })
+}
+
+// noted has the Session in ctx go on to what was just committed.
+func noted(ctx context.Context, capture func() (tracker.Token, error)) (tracker.Token, error) {
 	s := FromContext(ctx)
-	if err != nil {
-		if s != nil {
-			s.RequirePrimary()
-		}
-		return tracker.Token{}, fmt.Errorf("%w: %w", ErrNoToken, err)
-	}
-	if s != nil {
+	tok, err := capture()
+	switch {
+	case err == nil && s != nil:
 		s.Advance(tok)
+	case err != nil && s != nil:
+		s.RequirePrimary()
+	}
+	if err != nil {
+		return tracker.Token{}, fmt.Errorf("%w: %w", ErrNoToken, err)
 	}
 	return tok, nil
 }
@@ -154,8 +160,10 @@ func (l *pgxLink) release()   { l.Release() }
 // markKey is the mark's among a connection's data.
 const markKey = "walwake/ryw"
 
-func (l *pgxLink) mark() *mark {
-	data := l.Conn.Conn().PgConn().CustomData()
+func (l *pgxLink) mark() *mark { return markOf(l.Conn.Conn().PgConn()) }
+
+func markOf(conn *pgconn.PgConn) *mark {
+	data := conn.CustomData()
 	m, is := data[markKey].(*mark)
 	if !is {
 		m = new(mark)

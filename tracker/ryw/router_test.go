@@ -133,7 +133,7 @@ func TestWhereAReadGoes(t *testing.T) {
 func TestAReplicaRefusesToWrite(t *testing.T) {
 	c := cluster(t)
 	// On a development machine the replica is a primary.
-	r := newRouter(t, ryw.Config{Primary: pool(t, c.Primary.DSN()), Replicas: []ryw.Replica{follow(t, "dev", c.Primary.DSN(), c.Primary.DSN())}})
+	r := newRouter(t, ryw.Config{Options: ryw.Options{Budget: time.Minute}, Primary: pool(t, c.Primary.DSN()), Replicas: []ryw.Replica{follow(t, "dev", c.Primary.DSN(), c.Primary.DSN())}})
 	ctx := fresh(t)
 	id, err := write(ctx, r)
 	if err != nil {
@@ -177,7 +177,7 @@ func TestAWriteThatFailsIsRolledBackAndHasNoToken(t *testing.T) {
 func TestTwoServersBehindOneAddress(t *testing.T) {
 	c := cluster(t)
 	one, two := c.Standbys[0], c.Standbys[1]
-	r := newRouter(t, ryw.Config{Primary: pool(t, c.Primary.DSN()), Replicas: []ryw.Replica{follow(t, "mixed", one.DSN(), two.DSN())}})
+	r := newRouter(t, ryw.Config{Options: ryw.Options{Budget: time.Minute}, Primary: pool(t, c.Primary.DSN()), Replicas: []ryw.Replica{follow(t, "mixed", one.DSN(), two.DSN())}})
 	ctx := fresh(t)
 	read := func(want int64) {
 		t.Helper()
@@ -208,7 +208,7 @@ func TestTwoServersBehindOneAddress(t *testing.T) {
 func TestAReaderOfAnotherRole(t *testing.T) {
 	c := cluster(t)
 	n := c.Standbys[0]
-	r := newRouter(t, ryw.Config{Primary: pool(t, c.Primary.DSN()), Replicas: []ryw.Replica{follow(t, "other role", n.DSN(), n.DSNFor("reader", "reads", "postgres"))}})
+	r := newRouter(t, ryw.Config{Options: ryw.Options{Budget: time.Minute}, Primary: pool(t, c.Primary.DSN()), Replicas: []ryw.Replica{follow(t, "other role", n.DSN(), n.DSNFor("reader", "reads", "postgres"))}})
 	ctx := fresh(t)
 	for range 20 {
 		id, err := write(ctx, r)
