@@ -230,6 +230,27 @@ func TestAnAnnouncementOutlivesFailures(t *testing.T) {
 	})
 }
 
+// Nobody announces anything that would have it tried again.
+func TestOneAnnouncementOutlivesFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &wire{}
+		w.set(errors.New("down"), false)
+		a := wired(t, w, AnnouncerConfig{})
+		a.Announce(on(1, 1))
+		time.Sleep(time.Minute)
+		w.set(nil, false)
+		time.Sleep(DefaultRetryMax)
+		synctest.Wait()
+		if said, _ := w.snapshot(); len(said) != 1 {
+			t.Errorf("said %q", said)
+		}
+		a.Close()
+		if said, _ := w.snapshot(); len(said) != 1 {
+			t.Errorf("said again at the end: %q", said)
+		}
+	})
+}
+
 func TestWhatIsAnnouncedLastIsSaidAtTheEnd(t *testing.T) {
 	why := errors.New("enough")
 	for name, end := range map[string]func(*Announcer, context.CancelCauseFunc){
