@@ -3,14 +3,11 @@ package pgnotify_test
 import (
 	"context"
 	"flag"
-	"fmt"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/walwake/walwake/pgnotify"
 	"github.com/walwake/walwake/replication"
@@ -31,21 +28,32 @@ func TestNoMessageIsEarlyLostOrOutOfOrder(t *testing.T) {
 	}).wait(t)
 	base := time.Now().UnixNano() / 1e9 * 1e9 // above all rows so far, with room for all writers
 	each := *messages / writers
-	var all sync.WaitGroup
+	var all, writing sync.WaitGroup
+	committed := make(chan struct{}, *messages) // room for all
 	ctx, cancel := context.WithCancel(t.Context())
 	defer all.Wait()
 	defer cancel()
 	for w := range writers {
-		all.Go(func() {
-			if err := writeMessages(ctx, c.Primary, "rows", base+int64(w*each), each); err != nil && ctx.Err() == nil {
+		writing.Go(func() {
+			if err := writeMessages(ctx, c.Primary, "rows", base+int64(w*each), each, committed); err != nil && ctx.Err() == nil {
 				t.Error(err)
 				cancel()
 			}
 		})
 	}
-	all.Go(func() { // replay lags
-		for ctx.Err() == nil {
+	all.Go(func() { writing.Wait(); close(committed) })
+	all.Go(func() { // replay lags by some hundred transactions, again and again
+		some := func() (more bool) {
+			for range 250 {
+				if _, more = <-committed; !more {
+					break
+				}
+			}
+			return more
+		}
+		for more := true; more; more = more && some() {
 			_ = standby.Pause(ctx)
+			more = some()
 			_ = standby.Resume(ctx)
 		}
 	})
@@ -82,23 +90,19 @@ func TestNoMessageIsEarlyLostOrOutOfOrder(t *testing.T) {
 }
 
 // writeMessages commits n rows from first on, each with its message.
-func writeMessages(ctx context.Context, n *replicationtest.Node, prefix string, first int64, count int) error {
+func writeMessages(ctx context.Context, n *replicationtest.Node, prefix string, first int64, count int, committed chan<- struct{}) error {
 	conn, err := n.Connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
 	for i := range count {
-		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			id := first + int64(i)
-			if _, err := tx.Exec(ctx, `INSERT INTO rows VALUES ($1)`, id); err != nil {
-				return err
-			}
-			return pgnotify.Emit(ctx, tx, prefix, fmt.Sprint(id))
-		})
+		// As Emit does, in one round trip.
+		_, err := conn.Exec(ctx, `WITH row AS (INSERT INTO rows VALUES ($1::bigint)) SELECT pg_logical_emit_message(true, $2, $1::text)`, first+int64(i), prefix)
 		if err != nil {
 			return err
 		}
+		committed <- struct{}{}
 	}
 	return nil
 }
