@@ -327,7 +327,12 @@ func (l *Listener) look(ctx context.Context, k *link) error {
 }
 
 // hurryAhead is how far ahead of the replica a position is that nobody means.
-const hurryAhead = 1 << 20
+// hurryFor is how long it is waited for at most, where the primary is far away:
+// waits that last have a stream opened, see package replication.
+const (
+	hurryAhead = 1 << 20
+	hurryFor   = 5 * time.Millisecond
+)
 
 // hurry has the replica asked where it is already while the primary is, so that
 // the two answers come side by side. What it returns is to be called when the
@@ -337,7 +342,9 @@ func (l *Listener) hurry() (known func()) {
 	if !is {
 		return func() {}
 	}
-	return l.cfg.Replica.Request(tracker.Token{LSN: o.LSN + hurryAhead}).Cancel
+	w := l.cfg.Replica.Request(tracker.Token{LSN: o.LSN + hurryAhead})
+	most := time.AfterFunc(hurryFor, w.Cancel)
+	return func() { most.Stop(); w.Cancel() }
 }
 
 // pass gives what was heard to the lines. The position is asked for after it was

@@ -3,6 +3,8 @@ package pgnotify_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/walwake/walwake/pgnotify"
 	"github.com/walwake/walwake/replication"
 	"github.com/walwake/walwake/replication/replicationtest"
+	"github.com/walwake/walwake/tracker"
 )
 
 func TestANotificationComesWhenTheReplicaShowsIt(t *testing.T) {
@@ -139,4 +142,61 @@ func TestABurstTakesFewPositionQueries(t *testing.T) {
 		t.Errorf("%d position queries for %d notifications", n, many)
 	}
 	t.Logf("%d position queries for %d notifications", n, many)
+}
+
+// demands is a source that sees nothing new, and measures for how long somebody
+// waits.
+type demands struct {
+	mu     sync.Mutex
+	since  time.Time       // guarded by mu; zero while nobody waits
+	lasted []time.Duration // guarded by mu
+}
+
+func (d *demands) Name() string { return "demands" }
+
+func (d *demands) Observe(ctx context.Context, feed *tracker.Feed) error {
+	epoch := feed.Begin()
+	defer epoch.End()
+	epoch.Observe(tracker.Observation{LSN: 1})
+	feed.OnDemand(func() {
+		waiting := feed.Demand().Waiting > 0
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		switch {
+		case waiting && d.since.IsZero():
+			d.since = time.Now()
+		case !waiting && !d.since.IsZero():
+			d.lasted = append(d.lasted, time.Since(d.since))
+			d.since = time.Time{}
+		}
+	})
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A wait that lasts has a stream opened on the replica: asking a primary that is
+// far away is no reason for that.
+func TestADistantPrimaryKeepsNobodyWaiting(t *testing.T) {
+	const away = 200 * time.Millisecond
+	c := cluster(t)
+	proxy := through(t, c.Primary)
+	source := &demands{}
+	replica, err := tracker.New(tracker.Config{Source: source})
+	must(t, err)
+	var running sync.WaitGroup
+	running.Go(func() { _ = replica.Run(context.Background()) })
+	t.Cleanup(func() { replica.Close(); running.Wait() })
+	listen(t, quickly(proxy.DSN(), replica, pgnotify.Channel{Name: "distant", Handler: make(events)}))
+	proxy.Slow(away)
+	var lasted []time.Duration
+	eventually(t, "silence had the replica asked", func() bool {
+		source.mu.Lock()
+		defer source.mu.Unlock()
+		lasted = slices.Clone(source.lasted)
+		return len(lasted) >= 5
+	})
+	slices.Sort(lasted)
+	if d := lasted[2]; d > away/2 {
+		t.Errorf("somebody waited for %s", lasted)
+	}
 }
