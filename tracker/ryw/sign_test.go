@@ -89,6 +89,9 @@ func TestEveryChangeOfTheTextIsForged(t *testing.T) {
 	} {
 		check(s)
 	}
+	if _, err := k.Open(text+strings.Repeat("x", MaxSignedLen), signTime); err == nil || !strings.Contains(err.Error(), "want at most") {
+		t.Fatalf("too long, and read all the same: %v", err)
+	}
 	check(keysOf(t, KeysConfig{Secrets: []Secret{secretOf('c')}}).Sign(signToken, signTime))
 	if _, err := new(Keys).Open(text, signTime); !errors.Is(err, ErrForged) {
 		t.Fatalf("the zero Keys: %v", err)
@@ -223,7 +226,7 @@ func TestNoOutputShowsTheSecret(t *testing.T) {
 	cfg := KeysConfig{Secrets: []Secret{secret, secretOf('x')}}
 	k := keysOf(t, cfg)
 	type holder struct{ keys Keys } // fmt asks no method of what is in an unexported field
-	values := []any{secret, &secret, cfg, &cfg, k, *k, holder{*k}, &holder{*k}, []*Keys{k}, map[string]any{"k": cfg}}
+	values := []any{secret, &secret, cfg, &cfg, k, *k, holder{*k}, &holder{*k}, []*Keys{k}, map[string]any{"k": cfg}, HTTPConfig{Keys: k}}
 
 	var out strings.Builder
 	for _, v := range values {
@@ -244,7 +247,7 @@ func TestNoOutputShowsTheSecret(t *testing.T) {
 	fmt.Fprintln(&out, err)
 
 	for name, b := range map[string][]byte{"the secret": secret, "the derived key": sum(secret, "walwake signed token 1 for ")} {
-		decimal := strings.Trim(fmt.Sprint([]byte(b)[:6]), "[]")
+		decimal := strings.Trim(fmt.Sprintf("%d", b[:6]), "[]")
 		for _, text := range []string{
 			string(b[:12]), hex.EncodeToString(b[:6]), strings.ToUpper(hex.EncodeToString(b[:6])),
 			base64.StdEncoding.EncodeToString(b)[:10], decimal, strings.ReplaceAll(decimal, " ", ", "),
