@@ -40,7 +40,10 @@ type MessagesConfig struct {
 //	err = messages.Run(ctx, replica)
 //
 // That needs PostgreSQL 16 and what replication.Logical needs. Where it is not
-// possible, or not now, Stats says why, and it is tried again.
+// possible, or not now, Stats says why, and it is tried again. A stream begins at
+// once where replication.Config.Primary is set; the primary is asked for no more
+// than that. Otherwise it begins when the primary next logs which transactions
+// run: after up to 15 s, if anything is written there.
 //
 // When a stream has ended, messages are gone until another one has begun: all
 // channels then get a [Resync]. After it, those of a standby that has crashed may
