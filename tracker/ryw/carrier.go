@@ -15,6 +15,11 @@ const TokenKey = "walwake-token"
 // maxTexts bounds how many tokens one message or request may show.
 const maxTexts = 8
 
+// onlyPrimary stands beside, or in place of, the token of a Session whose reads must
+// go to the primary. Whoever does not know it, such as a Middleware, takes it for a
+// bad token, and that is safe.
+const onlyPrimary = "primary"
+
 var errTooManyTexts = fmt.Errorf("ryw: more than %d tokens", maxTexts)
 
 // Carrier is the headers of a message. [http.Header] is one as it stands;
@@ -52,28 +57,41 @@ func (m MetadataCarrier) Values(key string) []string { return m[strings.ToLower(
 func (m MetadataCarrier) Set(key, value string) { m[strings.ToLower(key)] = []string{value} }
 
 // Inject puts the token of s, unsigned, under [TokenKey] of c: of a message to be
-// sent, of a request to another service, or of a response. When s has seen nothing
-// it leaves c alone. Whoever receives it calls [Extract].
+// sent, of a request to another service, or of a response, and whether s must read
+// from the primary. When there is neither it leaves c alone. Whoever receives it
+// calls [Extract], or has a [Middleware] with UnsignedHeader.
 //
 // A message is for whoever the sender trusts, and may wait in its queue for any
 // time; where that is otherwise, c.Set(TokenKey, keys.Sign(s.Token(), time.Now()))
 // signs it.
 func Inject(s *Session, c Carrier) {
+	var texts []string
 	if tok := s.Token(); !tok.IsZero() {
-		c.Set(TokenKey, tok.String())
+		texts = append(texts, tok.String())
+	}
+	if s.OnPrimary() {
+		texts = append(texts, onlyPrimary)
+	}
+	if texts != nil {
+		c.Set(TokenKey, strings.Join(texts, ","))
 	}
 }
 
-// Extract advances s to the token that [Inject] put into c, or to the last of
-// several. Without a token it does nothing. The error is that of
-// [tracker.ParseToken]: s is then as it was, and who goes on with it may read what
-// is older than the message. Where there are more than 8 tokens that is an error too.
+// Extract notes in s what [Inject] put into c: the token, or the last of several,
+// and whether to read from the primary. Where there is nothing it does nothing. The
+// error is that of [tracker.ParseToken], or says that there are more than 8: s is
+// then as it was, and who goes on with it may read what is older than the message,
+// unless s is told to RequirePrimary.
 func Extract(s *Session, c Carrier) error {
 	var seen Session
 	n := 0
 	for text := range listed(c.Values(TokenKey)) {
 		if n++; n > maxTexts {
 			return errTooManyTexts
+		}
+		if text == onlyPrimary {
+			seen.RequirePrimary()
+			continue
 		}
 		tok, err := tracker.ParseToken(text)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -39,6 +40,26 @@ func TestExtractReadsWhatInjectPut(t *testing.T) {
 	}
 	if _, ok := header["Walwake-Token"]; !ok || metadata["walwake-token"] == nil || attributes["walwake-token"] == "" {
 		t.Fatalf("keys: %v, %v, %v", header, metadata, attributes)
+	}
+}
+
+// Who must read from the primary says so to whom it asks.
+func TestThePrimaryIsRequiredOfWhoeverReceives(t *testing.T) {
+	for _, tok := range []tracker.Token{{}, token(5)} {
+		sender, c := ryw.NewSession(tok), http.Header{}
+		sender.RequirePrimary()
+		ryw.Inject(sender, c)
+		var got ryw.Session
+		if err := ryw.Extract(&got, c); err != nil || got.Token() != tok || !got.OnPrimary() {
+			t.Errorf("%v: %v, %t, %v", tok, got.Token(), got.OnPrimary(), err)
+		}
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
+		r.Header = c
+		wrap(t, ryw.HTTPConfig{Unsigned: true}, func(_ http.ResponseWriter, r *http.Request) {
+			if s := session(r); s.Token() != tok || !s.OnPrimary() {
+				t.Errorf("another service: %v, %t", s.Token(), s.OnPrimary())
+			}
+		}).ServeHTTP(httptest.NewRecorder(), r)
 	}
 }
 
