@@ -49,8 +49,9 @@ type HTTPConfig struct {
 
 	// OnRefused, when not nil, is called for each request that shows a bad token,
 	// whatever Reject says, and OnLate for each token that could not be given back
-	// because the response's headers were sent already: see [Middleware]. They are
-	// called by the goroutine of the request, by several at once.
+	// because the response's headers were sent already: see [Middleware]; the zero
+	// token is that the client must read from the primary. They are called by the
+	// goroutine of the request, by several at once.
 	OnRefused func(r *http.Request, err error)
 	OnLate    func(r *http.Request, tok tracker.Token)
 
@@ -69,7 +70,9 @@ type HTTPConfig struct {
 // never trusted, and never means that there was none: the request is rejected, or
 // reads from the primary, as [HTTPConfig] says.
 //
-// When the Session has moved, its token is given back in both. That is done at the
+// When the Session has moved, its token is given back in both. When it must read
+// from the primary since this request, because what it has written is not known, that
+// is given back in place of a token, and holds until a later request moves it. That is done at the
 // last moment before the response's headers go out, whoever sends them: WriteHeader
 // with any status, the first Write, Flush, ReadFrom, or the server when the handler
 // returns; not by informational (1xx) responses. When the handler panics the token
@@ -171,7 +174,7 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 		s.RequirePrimary()
 	}
 	r = r.WithContext(NewContext(r.Context(), s))
-	rw := &response{ResponseWriter: w, request: r, session: s, m: m}
+	rw := &response{ResponseWriter: w, request: r, session: s, alone: s.OnPrimary(), m: m}
 	defer rw.finish()
 	next.ServeHTTP(rw.wrap(), r)
 }
@@ -190,9 +193,12 @@ func (m *middleware) session(r *http.Request, now time.Time) (*Session, error) {
 				bad = errTooManyTexts
 				return
 			}
-			if tok, err := m.open(keys, text, now); err != nil {
+			switch tok, err := m.open(keys, text, now); {
+			case err != nil:
 				bad = err
-			} else {
+			case tok.IsZero():
+				seen.RequirePrimary()
+			default:
 				seen.Advance(tok)
 			}
 		}
@@ -205,14 +211,20 @@ func (m *middleware) session(r *http.Request, now time.Time) (*Session, error) {
 	}
 	// It has not moved: what a client has shown it has already, and where the header is
 	// not signed, to give it back in the cookie would sign it.
-	return NewSession(seen.Token()), bad
+	s := NewSession(seen.Token())
+	if seen.OnPrimary() {
+		s.RequirePrimary()
+	}
+	return s, bad
 }
 
+// open returns what encode made of a token.
 func (m *middleware) open(keys *Keys, text string, now time.Time) (tok tracker.Token, err error) {
-	if keys == nil {
-		tok, err = tracker.ParseToken(text)
-	} else {
+	switch {
+	case keys != nil:
 		tok, err = keys.Open(text, now)
+	case text != onlyPrimary:
+		tok, err = tracker.ParseToken(text)
 	}
 	if err == nil && m.System != 0 && tok.System != 0 && tok.System != m.System {
 		return tracker.Token{}, fmt.Errorf("%w: %d, want %d", tracker.ErrWrongSystem, tok.System, m.System)
@@ -254,11 +266,16 @@ func (m *middleware) newCookie(value string) *http.Cookie {
 	}
 }
 
+// encode returns the text for a client to keep. The zero token, which no write has,
+// stands for a Session that must read from the primary.
 func encode(keys *Keys, tok tracker.Token, now time.Time) string {
-	if keys == nil {
-		return tok.String()
+	switch {
+	case keys != nil:
+		return keys.Sign(tok, now)
+	case tok.IsZero():
+		return onlyPrimary // to other programs too: to those the zero token waits for nothing
 	}
-	return keys.Sign(tok, now)
+	return tok.String()
 }
 
 // onlyForOne keeps a response out of shared caches. Of directives that contradict

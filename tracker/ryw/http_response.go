@@ -19,16 +19,29 @@ type response struct {
 	http.ResponseWriter
 	request *http.Request
 	session *Session
+	alone   bool // whether the Session had to read from the primary to begin with
 	m       *middleware
 	sent    bool          // whether the headers are
-	given   tracker.Token // what they have; zero: none
+	has     bool          // whether they have a token
+	given   tracker.Token // which
 	cookie  string        // the line that gives it
 }
 
-// give puts the token into the headers when the Session has moved.
-func (w *response) give() {
+// due returns the token that the headers should have, and whether there is one that
+// they do not have. The zero token is that the client must read from the primary: it
+// comes before one that the Session has moved to, which may be of an earlier write.
+func (w *response) due() (tracker.Token, bool) {
 	tok, moved := w.session.Moved()
-	if w.sent || !moved || tok == w.given {
+	if w.session.OnPrimary() && !w.alone {
+		tok, moved = tracker.Token{}, true
+	}
+	return tok, moved && (!w.has || tok != w.given)
+}
+
+// give puts the token that is due into the headers.
+func (w *response) give() {
+	tok, due := w.due()
+	if w.sent || !due {
 		return
 	}
 	h, now := w.Header(), time.Now()
@@ -43,7 +56,7 @@ func (w *response) give() {
 		h.Set(w.m.Header, encode(w.m.header, tok, now))
 	}
 	onlyForOne(h)
-	w.given = tok
+	w.has, w.given = true, tok
 }
 
 // send gives the token, for the headers are sent now.
@@ -55,8 +68,8 @@ func (w *response) send() {
 // finish is called when the handler has returned, or panics.
 func (w *response) finish() {
 	w.give()
-	tok, moved := w.session.Moved()
-	if !moved || tok == w.given {
+	tok, due := w.due()
+	if !due {
 		return
 	}
 	w.m.Logger.WarnContext(w.request.Context(), "walwake: the session moved after the response's headers were sent: its client does not get the token",

@@ -213,6 +213,68 @@ func TestABrowserReadsWhatItWrote(t *testing.T) {
 	})
 }
 
+// A write whose token could not be had leaves a Session that must read from the
+// primary: the client's next request must too, until a later write replaces that.
+func TestThatAClientMustReadFromThePrimaryIsGivenBack(t *testing.T) {
+	k := keys(t, "a")
+	for name, cfg := range map[string]ryw.HTTPConfig{
+		"signed":          {Keys: k, Reject: true},
+		"unsigned":        {Unsigned: true, Reject: true},
+		"unsigned header": {Keys: k, UnsignedHeader: true, Reject: true},
+		"one cluster":     {Keys: k, System: 7, Reject: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv, client := serve(t, wrap(t, cfg, func(w http.ResponseWriter, r *http.Request) {
+				s := session(r)
+				was := s.OnPrimary()
+				switch r.URL.Path {
+				case "/unknown":
+					s.RequirePrimary()
+				case "/write":
+					s.Advance(token(s.Token().LSN + 5))
+				case "/both":
+					s.Advance(token(s.Token().LSN + 5))
+					s.RequirePrimary()
+				}
+				say(w, was)
+			}), false)
+			var header []string
+			bare := &http.Client{Transport: client.Transport}
+			for i, step := range []struct{ path, want string }{
+				{"/write", "false"},
+				{"/unknown", "false"},
+				{"/", "true"},
+				{"/write", "true"},
+				{"/", "false"},
+				{"/both", "false"},
+				{"/", "true"},
+				{"/", "true"},
+			} {
+				for j, resp := range []reply{get(t, client, srv.URL+step.path), get(t, bare, srv.URL+step.path, header...)} {
+					if resp.body != step.want {
+						t.Errorf("step %d, client %d, %s: %s", i, j, step.path, resp.body)
+					}
+					if text := resp.header.Get("Walwake-Token"); text != "" && j == 1 {
+						header = []string{"Walwake-Token", text}
+					}
+				}
+			}
+		})
+	}
+	t.Run("too late", func(t *testing.T) {
+		var late []tracker.Token
+		cfg := ryw.HTTPConfig{Keys: k, OnLate: func(_ *http.Request, tok tracker.Token) { late = append(late, tok) }}
+		wrap(t, cfg, func(w http.ResponseWriter, r *http.Request) {
+			session(r).Advance(token(5))
+			say(w, "x")
+			session(r).RequirePrimary()
+		}).ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody))
+		if len(late) != 1 || !late[0].IsZero() {
+			t.Errorf("late: %v", late)
+		}
+	})
+}
+
 func TestOfSeveralTokensTheLastCounts(t *testing.T) {
 	k := keys(t, "new", "old")
 	old := keys(t, "old")
