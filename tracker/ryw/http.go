@@ -72,12 +72,14 @@ type HTTPConfig struct {
 //
 // When the Session has moved, its token is given back in both. When it must read
 // from the primary since this request, because what it has written is not known, that
-// is given back in place of a token, and holds until a later request moves it. That is done at the
-// last moment before the response's headers go out, whoever sends them: WriteHeader
-// with any status, the first Write, Flush, ReadFrom, or the server when the handler
-// returns; not by informational (1xx) responses. When the handler panics the token
-// is in the headers that a recovering handler around this one sends. After Hijack the
-// handler writes its own response, and finds the token in the ResponseWriter's Header.
+// is given back in place of a token, and holds until a later request moves it.
+//
+// That is done at the last moment before the response's headers go out, whoever sends
+// them: WriteHeader with any status, the first Write, Flush, ReadFrom, or the server
+// when the handler returns; not by informational (1xx) responses. When the handler
+// panics the token is in the headers that a recovering handler around this one sends.
+// After Hijack the handler writes its own response, and finds the token in the
+// ResponseWriter's Header.
 //
 // A token that moves after that comes too late, for HTTP has no way left to give it
 // back that clients heed (no trailers are sent): the client's next request may not
@@ -90,11 +92,11 @@ type HTTPConfig struct {
 // shows the tokens of all responses that it has had, and may join them with commas.
 //
 // A response that gives a token back is for one client: a shared cache that hands it
-// to others would set them back to an old token. Unless the handler's Cache-Control has
-// private or no-store, "Cache-Control: private" is added, beside whatever is there. Caches that
-// are told otherwise by headers of their own (CDN-Cache-Control, Surrogate-Control)
-// must be told not to keep Set-Cookie. There is no Vary: who asks with a token gets
-// the same page, only no older one.
+// to others would set them back to an old token. Unless the handler's Cache-Control
+// has private or no-store, "Cache-Control: private" is added, beside whatever is there.
+// Caches that are told otherwise by headers of their own (CDN-Cache-Control,
+// Surrogate-Control) must be told not to keep Set-Cookie. There is no Vary: who asks
+// with a token gets the same page, only no older one.
 //
 // The ResponseWriter that handlers get is an [http.Flusher], [http.Hijacker],
 // [http.Pusher] and [io.ReaderFrom] when the one it wraps is, and
