@@ -285,13 +285,18 @@ func (l *Listener) next(ctx context.Context, k *link) error {
 			return err
 		}
 		patience := l.cfg.Probe
-		if k.owed {
+		switch {
+		case k.probing:
+			patience = l.cfg.Primary.QueryTimeout
+		case k.owed:
 			patience = min(settleAfter, patience)
 		}
 		silent, err := k.receive(ctx, patience)
 		switch {
 		case err != nil:
 			return err
+		case silent && k.probing:
+			return errSilent
 		case silent && k.owed:
 			err = k.settle(ctx)
 		case silent:

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -125,28 +126,45 @@ func (k *link) capture(ctx context.Context) (tok tracker.Token, err error) {
 	return tok, nil
 }
 
-// probe asks whether the server process still listens for us. Behind a pooler in
-// transaction mode another one answers, sooner or later, which does not.
+// probeQuery asks whether the server process still listens for us. Behind a pooler
+// in transaction mode another one answers, sooner or later, which does not.
+const probeQuery = `SELECT pg_backend_pid(), c FROM pg_listening_channels() c`
+
+// probe asks it. What is notified of may come before the answer, without end: so
+// receive takes that when it comes, and nobody reads on for its sake.
 func (k *link) probe(ctx context.Context) error {
-	var backend string
-	var listening int
-	err := k.bounded(ctx, func(ctx context.Context) error {
-		var names []string
-		for _, c := range k.cfg.Channels {
-			names = append(names, c.Name)
-		}
-		return k.ear.QueryRow(ctx, `SELECT pg_backend_pid()::text, (SELECT count(*) FROM pg_listening_channels() c WHERE c = ANY ($1))`,
-			pgx.QueryExecModeExec, names).Scan(&backend, &listening)
-	})
-	switch {
-	case err != nil:
+	conn := k.ear.PgConn()
+	conn.Frontend().Send(&pgproto3.Query{String: probeQuery})
+	_ = conn.Conn().SetWriteDeadline(time.Now().Add(k.cfg.Primary.QueryTimeout))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	defer func() { _ = conn.Conn().SetWriteDeadline(time.Time{}) }()
+	k.probing, k.listening = true, 0
+	if err := conn.Frontend().Flush(); err != nil {
 		return fmt.Errorf("pgnotify: the server does not answer: %w", err)
-	case backend != k.backend || listening < len(k.cfg.Channels):
-		return fmt.Errorf("%w: the server process that answers is %s and listens on %d of %d channels, the one that was asked to is %s: %s",
-			ErrCannotListen, backend, listening, len(k.cfg.Channels), k.backend, transactionMode)
 	}
 	return nil
 }
+
+// channelSeen takes a row of the answer, and probed its end.
+func (k *link) channelSeen(row *pgproto3.DataRow) {
+	if len(row.Values) == 2 && string(row.Values[0]) == k.backend &&
+		slices.ContainsFunc(k.cfg.Channels, func(c Channel) bool { return c.Name == string(row.Values[1]) }) {
+		k.listening++
+	}
+}
+
+func (k *link) probed() error {
+	k.probing = false
+	if k.listening < len(k.cfg.Channels) {
+		return fmt.Errorf("%w: the server process that answers is not the one that was asked to, or listens on %d of %d channels: %s",
+			ErrCannotListen, k.listening, len(k.cfg.Channels), transactionMode)
+	}
+	return nil
+}
+
+var errSilent = errors.New("pgnotify: the server does not answer")
 
 // bounded gives f QueryTimeout.
 func (k *link) bounded(ctx context.Context, f func(context.Context) error) error {
@@ -167,8 +185,13 @@ func (k *link) receive(ctx context.Context, most time.Duration) (silent bool, er
 	m, err := k.ear.PgConn().ReceiveMessage(context.Background())
 	switch {
 	case err == nil:
-		if e, is := m.(*pgproto3.ErrorResponse); is {
-			return false, fmt.Errorf("pgnotify: the connection has ended: %w", pgconn.ErrorResponseToPgError(e))
+		switch m := m.(type) {
+		case *pgproto3.ErrorResponse:
+			return false, fmt.Errorf("pgnotify: the connection has ended: %w", pgconn.ErrorResponseToPgError(m))
+		case *pgproto3.DataRow:
+			k.channelSeen(m)
+		case *pgproto3.ReadyForQuery:
+			return false, k.probed()
 		}
 		return false, nil
 	case ctx.Err() != nil:

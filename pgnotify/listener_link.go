@@ -34,6 +34,9 @@ type link struct {
 	checked bool                   // what was notified of on the channel check has come
 	check   string
 
+	probing   bool // the ear was asked whether it listens
+	listening int  // on how many of our channels it has said so
+
 	backend string        // the ear's server process
 	at      tracker.Token // where the server was when the ear listened; system and timeline do not change
 	page    uint64        // wal_block_size
@@ -234,6 +237,15 @@ func (k *link) hears(ctx context.Context) error {
 		}
 		if err := k.probe(ctx); err != nil {
 			return err
+		}
+		for k.probing {
+			silent, err := k.receive(ctx, k.cfg.Primary.QueryTimeout)
+			if err != nil {
+				return err
+			}
+			if silent {
+				return errSilent
+			}
 		}
 		if !k.checked {
 			break
