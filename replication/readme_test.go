@@ -13,13 +13,15 @@ func TestReadmeShowsCodeThatRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	example, err := os.ReadFile("example_test.go")
-	if err != nil {
-		t.Fatal(err)
-	}
 	lines := map[string]bool{}
-	for line := range strings.Lines(string(example)) {
-		lines[strings.TrimSpace(line)] = true
+	for _, name := range []string{"example_test.go", "../pgnotify/listener_example_test.go", "../tracker/ryw/example_router_test.go"} {
+		example, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(example)) {
+			lines[strings.TrimSpace(line)] = true
+		}
 	}
 	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
 	if len(blocks) == 0 {

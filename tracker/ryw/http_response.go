@@ -32,7 +32,7 @@ type response struct {
 // comes before one that the Session has moved to, which may be of an earlier write.
 func (w *response) due() (tracker.Token, bool) {
 	tok, moved := w.session.Moved()
-	if w.session.OnPrimary() && !w.alone {
+	if w.session.OnPrimary() && (!w.alone || moved) {
 		tok, moved = tracker.Token{}, true
 	}
 	return tok, moved && (!w.has || tok != w.given)

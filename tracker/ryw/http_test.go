@@ -231,9 +231,9 @@ func TestThatAClientMustReadFromThePrimaryIsGivenBack(t *testing.T) {
 				case "/unknown":
 					s.RequirePrimary()
 				case "/write":
-					s.Advance(token(s.Token().LSN + 5))
+					s.Wrote(token(s.Token().LSN + 5))
 				case "/both":
-					s.Advance(token(s.Token().LSN + 5))
+					s.Wrote(token(s.Token().LSN + 5))
 					s.RequirePrimary()
 				}
 				say(w, was)

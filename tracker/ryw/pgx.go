@@ -106,7 +106,7 @@ func noted(ctx context.Context, capture func() (tracker.Token, error)) (tracker.
 	tok, err := capture()
 	switch {
 	case err == nil && s != nil:
-		s.Advance(tok)
+		s.Wrote(tok)
 	case err != nil && s != nil:
 		s.RequirePrimary()
 	}

@@ -305,6 +305,12 @@ func (c *core) readPrimary(ctx context.Context, s *Session, f func(link) error) 
 	if err := f(l); err != nil {
 		return err
 	}
+	if s != nil && s.OnPrimary() { // what the primary shows now is all that it can have seen
+		if tok, err := l.seen(ctx); err == nil {
+			s.Wrote(tok)
+		}
+		return nil
+	}
 	return c.note(ctx, l, s)
 }
 

@@ -27,14 +27,33 @@ func (s *Session) Token() tracker.Token {
 	return s.token
 }
 
-// Advance notes that the Session has seen tok: it only ever goes on. A token of
-// a newer timeline comes after all of older ones.
+// Advance notes that the Session has seen tok: it only ever goes on. See
+// tracker.Token.Merge for timelines, and for parts that tok does not name. Of two
+// clusters the one that was seen last counts: the other cannot be waited for any
+// more.
 func (s *Session) Advance(tok tracker.Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if after(tok, s.token) {
-		s.token, s.moved = tok, true
+	s.advanceLocked(tok)
+}
+
+func (s *Session) advanceLocked(tok tracker.Token) {
+	next, err := s.token.Merge(tok)
+	if err != nil {
+		next = tok
 	}
+	if next != s.token {
+		s.token, s.moved = next, true
+	}
+}
+
+// Wrote notes that tok was captured on the primary now: it covers all that the
+// Session has seen, whatever made it RequirePrimary before.
+func (s *Session) Wrote(tok tracker.Token) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.alone = false
+	s.advanceLocked(tok)
 }
 
 // Moved returns the token, and whether it is another one than the Session began
@@ -45,8 +64,8 @@ func (s *Session) Moved() (tracker.Token, bool) {
 	return s.token, s.moved
 }
 
-// RequirePrimary has the Session's reads go to the primary from now on: what it has
-// seen is not known, or not to be believed.
+// RequirePrimary has the Session's reads go to the primary until it has Wrote: what
+// it has seen is not known, or not to be believed.
 func (s *Session) RequirePrimary() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,20 +85,6 @@ func (s *Session) Merge(o *Session) {
 	if o.OnPrimary() {
 		s.RequirePrimary()
 	}
-}
-
-// after reports whether a is of more than b. Of two clusters the one that was
-// seen last counts: the other cannot be waited for any more.
-func after(a, b tracker.Token) bool {
-	switch {
-	case a == tracker.Token{}:
-		return false
-	case a.System != 0 && b.System != 0 && a.System != b.System:
-		return true
-	case a.Timeline != 0 && b.Timeline != 0 && a.Timeline != b.Timeline:
-		return a.Timeline > b.Timeline
-	}
-	return a.LSN > b.LSN
 }
 
 type contextKey struct{}
