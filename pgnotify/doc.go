@@ -9,4 +9,18 @@
 // NOTIFY is not kept for who is away. Whenever notifications may have been missed,
 // because the connection was lost or a handler was too slow, the handler gets
 // a [Resync] in their place: it then looks for itself at what it is about.
+//
+// # Through the WAL
+//
+// [Emit] sends a message as part of a transaction, and [Messages] hears it over the
+// tracker's logical stream from the replica, from PostgreSQL 16: no connection to
+// the primary is needed, and no lock is taken at commit. Handlers and events are
+// the same.
+//
+// # Who is where
+//
+// An [Announcer] tells trackers where the primary is, in few NOTIFYs whatever the
+// rate of writes: see [Announcements]. [Publisher] and [Fleet] tell every process
+// where all replicas are. Whoever may NOTIFY may announce: what is announced never
+// ends a wait.
 package pgnotify
