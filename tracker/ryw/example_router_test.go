@@ -57,17 +57,17 @@ func orderAndList(ctx context.Context, primaryDSN, replicaDSN string) (orders in
 	if err != nil {
 		return 0, err
 	}
-	ctx = ryw.NewContext(ctx, new(ryw.Session)) // ryw.Middleware does it for each HTTP request
+	request := ryw.NewContext(ctx, new(ryw.Session)) // ryw.Middleware does it for each HTTP request
 
-	_, err = router.Write(ctx, func(tx pgx.Tx) error { // on the primary; the session goes on to its token
-		_, err := tx.Exec(ctx, "CREATE TABLE orders AS SELECT 42 AS id")
+	_, err = router.Write(request, func(tx pgx.Tx) error { // on the primary; the session goes on to its token
+		_, err := tx.Exec(request, "CREATE TABLE orders AS SELECT 42 AS id")
 		return err
 	})
 	if err != nil {
 		return 0, err
 	}
-	err = router.Read(ctx, func(q ryw.Queries) error { // where the session's writes are replayed
-		return q.QueryRow(ctx, "SELECT count(*) FROM orders").Scan(&orders)
+	err = router.Read(request, func(q ryw.Queries) error { // where the session's writes are replayed
+		return q.QueryRow(request, "SELECT count(*) FROM orders").Scan(&orders)
 	})
 	return orders, err
 }
