@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -66,11 +67,17 @@ func pool(t testing.TB, dsn string) *pgxpool.Pool {
 // read by read.
 func follow(t testing.TB, name, followed, read string) ryw.Replica {
 	t.Helper()
+	return followFor(t, 0, name, followed, read)
+}
+
+// followFor is follow with a tracker whose waits time out.
+func followFor(t testing.TB, timeout time.Duration, name, followed, read string) ryw.Replica {
+	t.Helper()
 	source, err := replication.New(replication.Config{Replica: replication.Server{DSN: followed}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr, err := tracker.New(tracker.Config{Source: source, Name: name})
+	tr, err := tracker.New(tracker.Config{Source: source, Name: name, Timeout: timeout})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -103,10 +103,14 @@ func (r *Router) Write(ctx context.Context, f func(tx pgx.Tx) error) (tracker.To
 // noted has the Session in ctx go on to what was just committed.
 func noted(ctx context.Context, capture func() (tracker.Token, error)) (tracker.Token, error) {
 	s := FromContext(ctx)
+	var unknown int
+	if s != nil {
+		unknown = s.unknown()
+	}
 	tok, err := capture()
 	switch {
 	case err == nil && s != nil:
-		s.Wrote(tok)
+		s.covered(tok, unknown)
 	case err != nil && s != nil:
 		s.RequirePrimary()
 	}

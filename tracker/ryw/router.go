@@ -67,7 +67,8 @@ type link interface {
 
 // mark is what is known of a connection, for as long as it lasts.
 type mark struct {
-	epoch    uint64 // of the positions that it has been shown to stand for
+	of       *tracker.Tracker // whose positions it has been shown to stand for: epochs of others have the same numbers
+	epoch    uint64
 	readOnly bool
 }
 
@@ -126,21 +127,40 @@ func (c *core) read(ctx context.Context, f func(link) error) error {
 		tok = s.Token()
 	}
 	tried := make([]*replica, 0, 2)
+	var failed error // of f, which may be called once more
 	for {
 		r, err := c.pick(ctx, tok, tried)
-		if err != nil {
-			return err
-		}
-		if r == nil {
+		switch {
+		case errors.Is(err, ErrNoReplica) && c.Fallback == WaitOn:
+			tried = tried[:0]
+			select {
+			case <-time.After(waitOnPause):
+				continue
+			case <-ctx.Done():
+				return errors.Join(fmt.Errorf("ryw: wait for a replica: %w", context.Cause(ctx)), failed)
+			}
+		case err != nil:
+			return errors.Join(err, failed)
+		case r == nil:
 			return c.readPrimary(ctx, s, f)
 		}
 		how, err := c.readReplica(ctx, r, s, tok, f)
-		if how == read || how == mayRepeat && (!c.Repeat || len(tried) > 0) || ctx.Err() != nil {
+		switch {
+		case how == read, how == mayRepeat && (!c.Repeat || failed != nil):
 			return err
+		case how == mayRepeat:
+			failed = err
+		}
+		if ctx.Err() != nil { // f was not called, or may not be once more: that is no success
+			return errors.Join(fmt.Errorf("ryw: read from replica %s: %w", r.name, context.Cause(ctx)), err)
 		}
 		tried = append(tried, r)
 	}
 }
+
+// waitOnPause is between two looks at the replicas, when none of those that have
+// the token could be read from.
+const waitOnPause = 10 * time.Millisecond
 
 // pick returns a replica that has replayed tok, the one with the fewest reads under
 // way, waiting for one if none has; nil: the primary.
@@ -163,8 +183,8 @@ func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (*re
 		switch {
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("ryw: wait for a replica: %w", err)
-		case errors.Is(err, tracker.ErrDiverged) && c.Fallback != ToPrimary:
-			return nil, err
+		case c.Fallback != ToPrimary && (errors.Is(err, tracker.ErrDiverged) || errors.Is(err, tracker.ErrWrongSystem) || errors.Is(err, tracker.ErrClosed)):
+			return nil, fmt.Errorf("ryw: wait for a replica: %w", err)
 		}
 		if r := c.ready(tok, not); r != nil {
 			return r, nil
@@ -242,7 +262,7 @@ func (r *replica) vouched(ctx context.Context, l link, tok tracker.Token) (bool,
 		if !known || !r.tracker.Replayed(tok) {
 			return false, nil
 		}
-		if m.epoch == before.Epoch {
+		if m.of == r.tracker && m.epoch == before.Epoch {
 			// Of this epoch before and after: so was the answer between.
 			if now, known := r.tracker.LastReplay(); known && now.Epoch == m.epoch {
 				return true, nil
@@ -261,7 +281,7 @@ func (r *replica) vouched(ctx context.Context, l link, tok tracker.Token) (bool,
 			r.strange.Add(1)
 			return shows(ctx, l, tok)
 		}
-		m.epoch = p.Epoch
+		m.of, m.epoch = r.tracker, p.Epoch
 	}
 	return false, nil
 }
@@ -306,8 +326,9 @@ func (c *core) readPrimary(ctx context.Context, s *Session, f func(link) error) 
 		return err
 	}
 	if s != nil && s.OnPrimary() { // what the primary shows now is all that it can have seen
+		unknown := s.unknown()
 		if tok, err := l.seen(ctx); err == nil {
-			s.Wrote(tok)
+			s.covered(tok, unknown)
 		}
 		return nil
 	}

@@ -3,6 +3,7 @@ package ryw_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,6 +129,38 @@ func TestWhereAReadGoes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The tracker's own timeout is not the read's.
+func TestWaitOnOutlastsTheTrackersTimeout(t *testing.T) {
+	c := cluster(t)
+	n := c.Standbys[0]
+	r := newRouter(t, ryw.Config{
+		Options: ryw.Options{Fallback: ryw.WaitOn}, Primary: pool(t, c.Primary.DSN()),
+		Replicas: []ryw.Replica{followFor(t, 20*time.Millisecond, "impatient", n.DSN(), n.DSN())},
+	})
+	ctx := fresh(t)
+	if err := n.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	id, err := write(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var resuming sync.WaitGroup
+	resuming.Go(func() {
+		for r.Stats().Waited < 3 && !t.Failed() {
+			runtime.Gosched()
+		}
+		if err := n.Resume(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	is, err := there(ctx, r, id)
+	if err != nil || !is {
+		t.Errorf("%v %v", is, err)
+	}
+	resuming.Wait()
 }
 
 func TestAReplicaRefusesToWrite(t *testing.T) {

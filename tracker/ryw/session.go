@@ -14,7 +14,8 @@ type Session struct {
 	mu    sync.Mutex
 	token tracker.Token // guarded by mu
 	moved bool          // guarded by mu; whether Advance has raised token
-	alone bool          // guarded by mu; whether only the primary will do
+	alone int           // guarded by mu; how often RequirePrimary was called
+	known int           // guarded by mu; how many of these a token from the primary has covered
 }
 
 // NewSession returns a Session that has seen tok, which came from an earlier one.
@@ -47,12 +48,22 @@ func (s *Session) advanceLocked(tok tracker.Token) {
 	}
 }
 
-// Wrote notes that tok was captured on the primary now: it covers all that the
-// Session has seen, whatever made it RequirePrimary before.
-func (s *Session) Wrote(tok tracker.Token) {
+// Wrote notes that tok was captured on the primary, after all that has made the
+// Session RequirePrimary: it covers that.
+func (s *Session) Wrote(tok tracker.Token) { s.covered(tok, s.unknown()) }
+
+// unknown is for covered, which takes it from before the token was captured: what
+// another goroutine's write has made unknown meanwhile is not covered.
+func (s *Session) unknown() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.alone = false
+	return s.alone
+}
+
+func (s *Session) covered(tok tracker.Token, unknown int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known = max(s.known, unknown)
 	s.advanceLocked(tok)
 }
 
@@ -69,14 +80,14 @@ func (s *Session) Moved() (tracker.Token, bool) {
 func (s *Session) RequirePrimary() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.alone = true
+	s.alone++
 }
 
 // OnPrimary reports whether only the primary will do.
 func (s *Session) OnPrimary() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.alone
+	return s.alone > s.known
 }
 
 // Merge notes all that o has seen.
