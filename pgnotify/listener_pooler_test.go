@@ -26,7 +26,10 @@ import (
 func pooler(t *testing.T, n *replicationtest.Node, mode, more string) string {
 	t.Helper()
 	program, err := osexec.LookPath("pgbouncer")
-	if err != nil {
+	switch {
+	case err != nil && os.Getenv("WALWAKE_PGBOUNCER") != "":
+		t.Fatal("pgbouncer is not installed, and .ci/run installs it")
+	case err != nil:
 		t.Skip("pgbouncer is not installed: apt-get install pgbouncer")
 	}
 	dir, err := os.MkdirTemp("", "walwake-pooler") //nolint:usetesting // another user has to get there
