@@ -37,7 +37,7 @@ type options struct {
 	anyAge           bool          // writes are read whatever their age, and not most often the latest
 	faults           []fault
 	timeout          time.Duration // of each wait
-	late             time.Duration // a wait may last so much longer than until the row could be read
+	late             time.Duration // a wait may last so much longer than until the row could be read: see watchFor
 	standbys         int
 	capture          commitAndCapture
 	follow           func(s *scene, n *station) []follower
@@ -118,6 +118,9 @@ func (s *scene) logf(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.log, "%8s %s\n", time.Since(s.history.began).Round(time.Millisecond), fmt.Sprintf(format, args...))
 }
 
+// patience is a tracker's with one connection, and with one question.
+const patience = 2 * time.Second
+
 // walwake follows a node as users do, and with each kind that it can have.
 func walwake(s *scene, n *station) []follower {
 	var all []follower
@@ -130,7 +133,7 @@ func walwake(s *scene, n *station) []follower {
 	}
 	for name, use := range uses {
 		source, err := replication.New(replication.Config{
-			Replica: replication.Server{DSN: n.proxy.DSN(), ConnectTimeout: 2 * time.Second, QueryTimeout: 2 * time.Second},
+			Replica: replication.Server{DSN: n.proxy.DSN(), ConnectTimeout: patience, QueryTimeout: patience},
 			Use:     use,
 		})
 		if err != nil {
