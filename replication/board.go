@@ -34,7 +34,7 @@ const (
 func newBoard(kinds []Kind, feed *tracker.Feed) *board {
 	b := &board{feed: feed, change: make(chan struct{})}
 	for _, k := range kinds {
-		b.rungs = append(b.rungs, tracker.Rung{Source: string(k), Up: k == Poll, Since: time.Now()})
+		b.rungs = append(b.rungs, tracker.Rung{Source: string(k), Up: k == Poll, Resting: k != Poll, Since: time.Now()})
 		b.states = append(b.states, resting)
 	}
 	return b
@@ -63,7 +63,7 @@ func (b *board) reset() {
 		if r.Up {
 			r.Up, r.Since = false, time.Now()
 		}
-		r.Reason, b.states[i] = "starts when a wait lasts", resting
+		r.Reason, r.Resting, b.states[i] = "starts when a wait lasts", true, resting
 	}
 	b.changedLocked()
 	rungs := slices.Clone(b.rungs)
@@ -94,7 +94,7 @@ func (b *board) set(k Kind, st state, reason string) {
 	if r.Up != (st == up) {
 		r.Up, r.Since = st == up, time.Now()
 	}
-	r.Reason = reason
+	r.Reason, r.Resting = reason, st == resting
 	rungs := slices.Clone(b.rungs)
 	b.mu.Unlock()
 	b.feed.Ladder(rungs)

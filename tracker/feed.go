@@ -73,10 +73,11 @@ type Feed struct {
 
 // Rung is one of the ways in which a source may learn of replay.
 type Rung struct {
-	Source string    // its name
-	Up     bool      // whether it works now
-	Reason string    // why it is not up, or what is wrong with it; may be empty
-	Since  time.Time // when Up last changed
+	Source  string    // its name
+	Up      bool      // whether it works now
+	Resting bool      // not up because no wait needs it: nothing is wrong with it, as far as is known
+	Reason  string    // why it is not up, or what is wrong with it; may be empty
+	Since   time.Time // when Up last changed
 }
 
 // Epoch is the life of one connection, and the positions seen over it. A

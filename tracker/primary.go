@@ -26,13 +26,23 @@ func (t *Tracker) PrimaryAt(tok Token) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if v := t.view.Load(); v != nil && v.system != 0 && v.system != tok.System {
+	v := t.view.Load()
+	if v != nil && v.system != 0 && v.system != tok.System {
 		return
 	}
-	if was := t.announced.at; was.System == tok.System && was.Compare(tok) > 0 {
+	was := t.announced.at
+	if was.System == tok.System && was.Compare(tok) > 0 {
 		return
 	}
 	t.announced = announced{tok, now}
+	if was.System != tok.System || was.Timeline != tok.Timeline {
+		t.trail = nil
+	}
+	var at LSN
+	if v != nil {
+		at = LSN(v.lsn.Load())
+	}
+	t.trail.told(t.announced, at)
 }
 
 // Refresh has the source look where the replica is, as if somebody had just begun

@@ -194,3 +194,91 @@ func TestRefreshHasTheSourceLookAndLeavesNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestStateSaysForHowLongTheReplicaHasBeenBehind(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		tr, feed := running(t, Config{})
+		e := feed.Begin()
+		e.Observe(at(100))
+		behind := func(want time.Duration) {
+			t.Helper()
+			if s := tr.State(); s.BehindFor != want {
+				t.Errorf("at %s, with the primary at %s: behind for %s, want %s", s.Position.LSN, s.Primary.LSN, s.BehindFor, want)
+			}
+		}
+		behind(0)
+		tr.PrimaryAt(tok(100))
+		time.Sleep(time.Hour)
+		behind(0) // the primary is idle
+		tr.PrimaryAt(tok(200))
+		time.Sleep(time.Second)
+		tr.PrimaryAt(tok(200)) // said again, or by another announcer
+		behind(time.Second)
+		tr.PrimaryAt(tok(300))
+		time.Sleep(time.Second)
+		behind(2 * time.Second)
+		e.Observe(at(199))
+		behind(2 * time.Second)
+		e.Observe(at(200))
+		behind(time.Second)
+		tr.PrimaryAt(Token{System: 7, Timeline: 2, LSN: 250}) // a failover, that the replica has not followed
+		behind(0)
+		time.Sleep(time.Second)
+		behind(time.Second)
+		e.Observe(Observation{System: 7, Timeline: 2, LSN: 210, History: History{{Timeline: 1, End: 205}}})
+		behind(time.Second)
+		e.End()
+		behind(0) // nothing is known
+		e = feed.Begin()
+		e.Observe(Observation{System: 7, Timeline: 2, LSN: 249})
+		behind(time.Second)
+		e.Observe(Observation{System: 7, Timeline: 2, LSN: 250})
+		behind(0)
+	})
+}
+
+// A replica that follows at a distance in time, which grows and shrinks, beside a
+// primary that is announced fifty times a second.
+func TestHowLongTheReplicaHasBeenBehindIsNeverTooLongAndHardlyTooShort(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		tr, feed := running(t, Config{})
+		e := feed.Begin()
+		const every = 20 * time.Millisecond
+		distance, most, longest := 0, 0, time.Duration(0)
+		for i := range 400_000 { // over two hours
+			tr.PrimaryAt(tok(LSN(i + 1)))
+			if distance++; i%100_000 > 50_000 { // twice as fast as the primary
+				distance = max(0, distance-2)
+			}
+			e.Observe(at(LSN(i + 1 - distance)))
+			got, want := tr.State().BehindFor, max(0, time.Duration(distance-1)*every)
+			if got > want || want-got > max(longest, want)/trailGrain+trailFinest+every {
+				t.Fatalf("step %d: behind for %s, want %s", i, got, want)
+			}
+			if longest = max(longest, want); distance == 0 {
+				longest = 0
+			}
+			most = max(most, len(tr.trail))
+			time.Sleep(every)
+		}
+		if most < trailGrain || most > 10*trailGrain {
+			t.Errorf("it took %d steps", most)
+		}
+	})
+}
+
+func TestTheTrailOfAReplicaThatStandsStillStaysShort(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		tr, feed := running(t, Config{})
+		feed.Begin().Observe(at(1))
+		for i := range 24 * 60 * 60 {
+			tr.PrimaryAt(tok(LSN(i + 10)))
+			time.Sleep(time.Second)
+		}
+		if s := tr.State(); s.BehindFor != 24*time.Hour || len(tr.trail) > 500 {
+			t.Errorf("behind for %s, in %d steps", s.BehindFor, len(tr.trail))
+		} else {
+			t.Logf("%d steps", len(tr.trail))
+		}
+	})
+}

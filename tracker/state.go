@@ -64,6 +64,7 @@ type State struct {
 	Primary      Token
 	PrimaryHeard time.Time     // when PrimaryAt was told
 	Behind       uint64        // bytes from Position to Primary; 0 when there are none, or either is not known
+	BehindFor    time.Duration // since PrimaryAt was first told of more than Position; the replica is as late as that at least. 0 when Behind is
 	ETA          time.Duration // estimate of the time that Behind takes; 0 when there is none
 
 	Source  string // the source, or rung of it, in use; empty when none runs
@@ -107,6 +108,9 @@ func (t *Tracker) State() State {
 		s.Position, s.Known, s.Failure = v.observation(), true, nil
 		s.Behind = s.Position.LSN.Behind(p.at.LSN)
 		s.ETA = t.rate.eta(s.Behind)
+		if s.Behind > 0 {
+			s.BehindFor = t.trail.behindFor(s.Position.LSN)
+		}
 	}
 	return s
 }
