@@ -1,7 +1,6 @@
 package ryw_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -109,25 +108,5 @@ func ExampleExtract() {
 	fmt.Println(session.Token())
 	// Output:
 	// map[type:order.created walwake-token:v1.7.1.0-174FFB0]
-	// v1.7.1.0-174FFB0
-}
-
-// A token in the body of a message is a string in JSON, by its MarshalText.
-func ExampleSession_message() {
-	type orderCreated struct {
-		Order int
-		Seen  tracker.Token
-	}
-	sender := ryw.NewSession(tracker.Token{System: 7, Timeline: 1, LSN: 0x174FFB0})
-	body, _ := json.Marshal(orderCreated{Order: 12, Seen: sender.Token()})
-	fmt.Println(string(body))
-
-	var message orderCreated
-	if err := json.Unmarshal(body, &message); err != nil {
-		fmt.Println(err)
-	}
-	fmt.Println(ryw.NewSession(message.Seen).Token())
-	// Output:
-	// {"Order":12,"Seen":"v1.7.1.0-174FFB0"}
 	// v1.7.1.0-174FFB0
 }

@@ -16,8 +16,9 @@ import (
 // HttpOnly, SameSite=Lax, for all paths of the host, and kept for as long as its
 // token is taken.
 type HTTPConfig struct {
-	// Keys sign the tokens that go out, and open those that come in. They are
-	// required unless Unsigned, or the cookie is off and UnsignedHeader.
+	// Keys sign the tokens that go out, and open those that come in; their secrets may
+	// be changed meanwhile. They are required unless Unsigned, or the cookie is off and
+	// UnsignedHeader.
 	Keys *Keys
 
 	// Unsigned leaves the cookie and the header unsigned, Keys must then be nil, and
@@ -135,7 +136,7 @@ func newMiddleware(cfg HTTPConfig) (*middleware, error) {
 		return nil, errors.New("ryw: HTTPConfig.Cookie and HTTPConfig.Header are both off")
 	case cfg.Unsigned && cfg.Keys != nil:
 		return nil, errors.New("ryw: HTTPConfig.Keys and HTTPConfig.Unsigned exclude each other")
-	case !cfg.Unsigned && signs && (cfg.Keys == nil || len(cfg.Keys.keys) == 0):
+	case !cfg.Unsigned && signs && (cfg.Keys == nil || len(cfg.Keys.keys()) == 0):
 		return nil, errors.New("ryw: HTTPConfig.Keys is missing, and HTTPConfig.Unsigned not set")
 	}
 	if cfg.Keys != nil {
@@ -195,13 +196,13 @@ func (m *middleware) session(r *http.Request, now time.Time) (*Session, error) {
 				bad = errTooManyTexts
 				return
 			}
-			switch tok, err := m.open(keys, text, now); {
-			case err != nil:
+			tok, alone, err := m.open(keys, text, now)
+			if err != nil {
 				bad = err
-			case tok.IsZero():
+				continue
+			}
+			if seen.Advance(tok); alone {
 				seen.RequirePrimary()
-			default:
-				seen.Advance(tok)
 			}
 		}
 	}
@@ -220,18 +221,13 @@ func (m *middleware) session(r *http.Request, now time.Time) (*Session, error) {
 	return s, bad
 }
 
-// open returns what encode made of a token.
-func (m *middleware) open(keys *Keys, text string, now time.Time) (tok tracker.Token, err error) {
-	switch {
-	case keys != nil:
-		tok, err = keys.Open(text, now)
-	case text != onlyPrimary:
-		tok, err = tracker.ParseToken(text)
-	}
+// open is decode, of tokens of the cluster.
+func (m *middleware) open(keys *Keys, text string, now time.Time) (tracker.Token, bool, error) {
+	tok, alone, err := decode(keys, text, now)
 	if err == nil && m.System != 0 && tok.System != 0 && tok.System != m.System {
-		return tracker.Token{}, fmt.Errorf("%w: %d, want %d", tracker.ErrWrongSystem, tok.System, m.System)
+		return tracker.Token{}, false, fmt.Errorf("%w: %d, want %d", tracker.ErrWrongSystem, tok.System, m.System)
 	}
-	return tok, err
+	return tok, alone, err
 }
 
 // cookies yields the values of that name in the lines of a Cookie header. It
@@ -266,18 +262,6 @@ func (m *middleware) newCookie(value string) *http.Cookie {
 		Name: m.Cookie, Value: value, Path: "/", MaxAge: m.maxAge,
 		Secure: !m.Insecure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	}
-}
-
-// encode returns the text for a client to keep. The zero token, which no write has,
-// stands for a Session that must read from the primary.
-func encode(keys *Keys, tok tracker.Token, now time.Time) string {
-	switch {
-	case keys != nil:
-		return keys.Sign(tok, now)
-	case tok.IsZero():
-		return onlyPrimary // to other programs too: to those the zero token waits for nothing
-	}
-	return tok.String()
 }
 
 // onlyForOne keeps a response out of shared caches. Of directives that contradict

@@ -31,8 +31,9 @@ type response struct {
 // they do not have. The zero token is that the client must read from the primary: it
 // comes before one that the Session has moved to, which may be of an earlier write.
 func (w *response) due() (tracker.Token, bool) {
+	alone := w.session.OnPrimary() // asked before the token: what a write covers meanwhile the token then has
 	tok, moved := w.session.Moved()
-	if w.session.OnPrimary() && (!w.alone || moved) {
+	if alone && (!w.alone || moved) {
 		tok, moved = tracker.Token{}, true
 	}
 	return tok, moved && (!w.has || tok != w.given)

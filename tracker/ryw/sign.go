@@ -9,6 +9,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
@@ -59,7 +60,8 @@ func (Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 type KeysConfig struct {
 	// Secrets: the first signs, all verify. To change the secret without refusing
 	// anybody's token append the new one in every process, then put it first in
-	// every process, and drop the old one after MaxAge.
+	// every process, and drop the old one after MaxAge: each by [Keys.SetSecrets], or
+	// by starting the processes anew.
 	Secrets []Secret
 
 	// MaxAge is how long after it was signed a token is taken: 24 hours when 0, at
@@ -85,11 +87,13 @@ type KeysConfig struct {
 // HMAC-SHA256 of all that comes before it: about 100 and at most [MaxSignedLen] of
 // the characters that neither URLs nor cookies escape. It is signed, not secret.
 //
-// Keys is immutable, may be used by several goroutines, and prints without its
-// secrets. The zero Keys opens nothing and must not be used to sign.
+// Keys may be used by several goroutines, also while [Keys.SetSecrets] changes the
+// secrets, and prints without them. The zero Keys opens nothing and must not be used
+// to sign.
 type Keys struct {
-	keys   []key
-	maxAge time.Duration // 0: no limit
+	current  *atomic.Pointer[[]key] // the first signs; nil in the zero Keys
+	audience string
+	maxAge   time.Duration // 0: no limit
 }
 
 type key struct {
@@ -103,29 +107,53 @@ type key struct {
 // NewKeys returns Keys of cfg. The error says which field is wrong, and never
 // what is in it.
 func NewKeys(cfg KeysConfig) (*Keys, error) {
-	if len(cfg.Secrets) == 0 {
-		return nil, errors.New("ryw: KeysConfig.Secrets is empty, want at least one")
-	}
 	if cfg.MaxAge > 0 && cfg.MaxAge < time.Second {
 		return nil, fmt.Errorf("ryw: KeysConfig.MaxAge is %s, want at least 1s", cfg.MaxAge)
 	}
-	k := &Keys{maxAge: max(cfg.MaxAge, 0)}
+	k := &Keys{current: new(atomic.Pointer[[]key]), audience: cfg.Audience, maxAge: max(cfg.MaxAge, 0)}
 	if cfg.MaxAge == 0 {
 		k.maxAge = defaultMaxAge
 	}
-	for i, secret := range cfg.Secrets {
-		if len(secret) < MinSecretLen {
-			return nil, fmt.Errorf("ryw: KeysConfig.Secrets[%d] has %d bytes, want at least %d", i, len(secret), MinSecretLen)
-		}
-		next := newKey(secret, cfg.Audience)
-		for j, o := range k.keys {
-			if hmac.Equal(o.sum(""), next.sum("")) {
-				return nil, fmt.Errorf("ryw: KeysConfig.Secrets[%d] is Secrets[%d] again", i, j)
-			}
-		}
-		k.keys = append(k.keys, next)
+	if err := k.SetSecrets(cfg.Secrets...); err != nil {
+		return nil, err
 	}
 	return k, nil
+}
+
+// SetSecrets puts secrets in place of [KeysConfig.Secrets], for whoever uses these
+// Keys, such as a [Middleware] that runs. What is signed from now on is signed with
+// the first; what a secret that is not among them has signed is forged from now on.
+// When it returns an error, which is as that of NewKeys, nothing has changed.
+func (k *Keys) SetSecrets(secrets ...Secret) error {
+	if len(secrets) == 0 {
+		return errors.New("ryw: KeysConfig.Secrets is empty, want at least one")
+	}
+	if k.current == nil {
+		return errors.New("ryw: Keys that NewKeys has not made")
+	}
+	var keys []key
+	for i, secret := range secrets {
+		if len(secret) < MinSecretLen {
+			return fmt.Errorf("ryw: KeysConfig.Secrets[%d] has %d bytes, want at least %d", i, len(secret), MinSecretLen)
+		}
+		next := newKey(secret, k.audience)
+		for j, o := range keys {
+			if hmac.Equal(o.sum(""), next.sum("")) {
+				return fmt.Errorf("ryw: KeysConfig.Secrets[%d] is Secrets[%d] again", i, j)
+			}
+		}
+		keys = append(keys, next)
+	}
+	k.current.Store(&keys)
+	return nil
+}
+
+// keys are those of the last SetSecrets.
+func (k *Keys) keys() []key {
+	if k.current == nil {
+		return nil
+	}
+	return *k.current.Load()
 }
 
 // newKey derives a key of its own for this use and audience, so that the secret
@@ -150,9 +178,11 @@ func (k key) sign(text string) string {
 	return text + "." + base64.RawURLEncoding.EncodeToString(k.sum(text))
 }
 
-// Sign returns the signed text of tok, which [Keys.Open] reads from now on.
+// Sign returns the signed text of tok, which [Keys.Open] reads from now on. To a
+// [Middleware] and to [Keys.Extract] the zero token, which no write has, says that the
+// client must read from the primary.
 func (k *Keys) Sign(tok tracker.Token, now time.Time) string {
-	first := k.keys[0]
+	first := k.keys()[0]
 	seconds := min(max(now.Unix(), 0), maxSigned)
 	return first.sign(signedVersion + first.id + "." + strconv.FormatInt(seconds, 36) + "." + tok.String())
 }
@@ -185,7 +215,7 @@ func (k *Keys) Open(text string, now time.Time) (tracker.Token, error) {
 // verify says whether a key of that id makes text out of signed.
 func (k *Keys) verify(id, signed, text string) error {
 	why := "no key of this id"
-	for _, key := range k.keys {
+	for _, key := range k.keys() {
 		if key.id != id {
 			continue
 		}
@@ -217,9 +247,10 @@ func forged(why string) error { return fmt.Errorf("%w: %s", ErrForged, why) }
 // Format implements [fmt.Formatter]: how many keys, and the id of the one that
 // signs.
 func (k Keys) Format(f fmt.State, _ rune) {
-	if len(k.keys) == 0 {
+	keys := k.keys()
+	if len(keys) == 0 {
 		_, _ = io.WriteString(f, "ryw.Keys{}")
 		return
 	}
-	_, _ = fmt.Fprintf(f, "ryw.Keys{%d, %s signs}", len(k.keys), k.keys[0].id)
+	_, _ = fmt.Fprintf(f, "ryw.Keys{%d, %s signs}", len(keys), keys[0].id)
 }

@@ -101,8 +101,9 @@ func TestEveryChangeOfTheTextIsForged(t *testing.T) {
 // Two keys of one id, which four characters cannot rule out, both verify.
 func TestKeysOfTheSameIDAreAllTried(t *testing.T) {
 	k := keysOf(t, KeysConfig{Secrets: []Secret{secretOf('a'), secretOf('b')}})
-	k.keys[1].id = k.keys[0].id
-	second := &Keys{keys: k.keys[1:]}
+	k.keys()[1].id = k.keys()[0].id
+	second := keysOf(t, KeysConfig{Secrets: []Secret{secretOf('b')}})
+	second.keys()[0].id = k.keys()[0].id
 	if got, err := k.Open(second.Sign(signToken, signTime), signTime); err != nil || got != signToken {
 		t.Fatalf("%v, %v", got, err)
 	}
@@ -185,7 +186,7 @@ func TestAge(t *testing.T) {
 // What a newer walwake has signed with the same key, this one says it cannot read.
 func TestSignedTextsThatCannotBeRead(t *testing.T) {
 	k := keysOf(t, KeysConfig{Secrets: []Secret{secretOf('a')}})
-	first := k.keys[0]
+	first := k.keys()[0]
 	if _, err := k.Open(first.sign(signedVersion+first.id+".0.v2.anything"), time.Unix(0, 0)); err == nil ||
 		errors.Is(err, ErrForged) || !strings.Contains(err.Error(), "version v2") {
 		t.Errorf("a token of the next version: %v", err)
@@ -265,7 +266,7 @@ func TestNoOutputShowsTheSecret(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	k := keysOf(f, KeysConfig{Secrets: []Secret{secretOf('a'), secretOf('b')}, MaxAge: -1})
-	first := k.keys[0]
+	first := k.keys()[0]
 	text := k.Sign(signToken, signTime)
 	for _, s := range []string{"", "s1.", text, text[:len(text)-1], "s1." + first.id + "...", signToken.String()} {
 		f.Add(s)
