@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/walwake/walwake/replication"
 	"github.com/walwake/walwake/tracker"
@@ -44,8 +46,9 @@ type Replica struct {
 // Router sends writes to the primary, and reads to a server that has what their
 // Session has seen. Its methods may be called by any number of goroutines.
 type Router struct {
-	core    *core
-	primary *pgxpool.Pool
+	core     *core
+	primary  *pgxpool.Pool
+	replicas []*pgxpool.Pool
 }
 
 // New returns a Router. It does no I/O; an error names the field that is wrong.
@@ -54,6 +57,7 @@ func New(cfg Config) (*Router, error) {
 		return nil, errors.New("ryw: Config.Primary is nil: it is where to write")
 	}
 	var replicas []*replica
+	var pools []*pgxpool.Pool
 	for i, r := range cfg.Replicas {
 		switch r.Pool {
 		case nil:
@@ -62,12 +66,13 @@ func New(cfg Config) (*Router, error) {
 			return nil, fmt.Errorf("ryw: Config.Replicas[%d].Pool is that of the primary: make another one, its connections are made read-only", i)
 		}
 		replicas = append(replicas, &replica{name: r.Name, tracker: r.Tracker, source: r.Source, take: taken(r.Pool)})
+		pools = append(pools, r.Pool)
 	}
 	c, err := newCore(cfg.Options, taken(cfg.Primary), replicas)
 	if err != nil {
 		return nil, err
 	}
-	return &Router{c, cfg.Primary}, nil
+	return &Router{c, cfg.Primary, pools}, nil
 }
 
 // Queries is what a read may call: what sqlc's DBTX has, batches and copies. It
@@ -133,17 +138,32 @@ func (r *Router) Read(ctx context.Context, f func(q Queries) error) error {
 func (r *Router) Stats() Stats { return r.core.stats() }
 
 // taken takes connections out of pool.
-func taken(pool *pgxpool.Pool) func(context.Context) (link, error) {
+func taken(pool *pgxpool.Pool) take {
 	return func(ctx context.Context) (link, error) {
 		conn, err := pool.Acquire(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return &pgxLink{conn}, nil
+		return &pgxLink{Conn: conn.Conn(), pooled: conn}, nil
 	}
 }
 
-type pgxLink struct{ *pgxpool.Conn }
+// pgxLink is a connection of a pool, on its own or as pgx's driver has it.
+type pgxLink struct {
+	*pgx.Conn
+	pooled *pgxpool.Conn
+	std    *stdlib.Conn
+}
+
+func (l *pgxLink) release() {
+	if l.std != nil {
+		_ = l.std.Close() // into its pool
+		return
+	}
+	l.pooled.Release()
+}
+
+func (l *pgxLink) ping(ctx context.Context) error { return l.Ping(ctx) }
 
 func (l *pgxLink) query(ctx context.Context, sql string, dest ...any) error {
 	return l.QueryRow(ctx, sql).Scan(dest...)
@@ -158,13 +178,11 @@ func (l *pgxLink) met(ctx context.Context, p replication.Peer) (bool, error) { r
 
 func (l *pgxLink) seen(ctx context.Context) (tracker.Token, error) { return replication.Seen(ctx, l) }
 
-func (l *pgxLink) lost() bool { return l.Conn.Conn().IsClosed() }
-func (l *pgxLink) release()   { l.Release() }
+func (l *pgxLink) lost() bool  { return l.IsClosed() }
+func (l *pgxLink) mark() *mark { return markOf(l.PgConn()) }
 
 // markKey is the mark's among a connection's data.
 const markKey = "walwake/ryw"
-
-func (l *pgxLink) mark() *mark { return markOf(l.Conn.Conn().PgConn()) }
 
 func markOf(conn *pgconn.PgConn) *mark {
 	data := conn.CustomData()
@@ -180,26 +198,29 @@ func markOf(conn *pgconn.PgConn) *mark {
 type Stats struct {
 	Primary  int64 // reads from the primary
 	Waited   int64 // reads that found no replica at once
+	Lost     int64 // reads from the primary for a session whose writes are lost: see ToPrimary
 	Replicas []ReplicaStats
 }
 
 // ReplicaStats is of one replica.
 type ReplicaStats struct {
-	Name     string
-	Position tracker.Observation
-	Known    bool  // whether the position is
-	Reading  int64 // now
-	Reads    int64
-	Failed   int64 // reads that went elsewhere: no connection, or one that could not be vouched for
-	Strange  int64 // times a connection led to another server than the tracker's, or one that may not tell
+	Name      string
+	Position  tracker.Observation
+	Known     bool  // whether the position is
+	Reading   int64 // now
+	Reads     int64
+	Failed    int64         // reads that went elsewhere: no connection, or one that could not be vouched for
+	RoundTrip time.Duration // with Options.Nearest, the one measured last; 0: none yet
+	Strange   int64         // times a connection led to another server than the tracker's, or one that may not tell
 }
 
 func (c *core) stats() Stats {
-	s := Stats{Primary: c.onPrimary.Load(), Waited: c.waited.Load()}
+	s := Stats{Primary: c.totals.primary.Load(), Waited: c.waited.Load(), Lost: c.lost.Load()}
 	for _, r := range c.replicas {
 		o, known := r.tracker.LastReplay()
 		s.Replicas = append(s.Replicas, ReplicaStats{
-			Name: r.name, Position: o, Known: known, Reading: r.reading.Load(), Reads: r.reads.Load(), Failed: r.failed.Load(), Strange: r.strange.Load(),
+			Name: r.name, Position: o, Known: known, Reading: r.reading.Load(), Reads: r.reads.Load(), Failed: r.failed.Load(),
+			RoundTrip: r.roundTrip(), Strange: r.strange.Load(),
 		})
 	}
 	return s

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,10 @@ import (
 type Fallback int
 
 const (
-	// ToPrimary reads from the primary.
+	// ToPrimary reads from the primary. Where the replicas say that what the session
+	// has written was lost in a failover (tracker.ErrDiverged), or is of another
+	// cluster, the read shows what the primary has instead, counts in Stats.Lost, and
+	// the session goes on from there. WaitOn and Refuse return that error.
 	ToPrimary Fallback = iota
 	// WaitOn waits on, until the context ends.
 	WaitOn
@@ -44,6 +48,12 @@ type Options struct {
 	// from, so that no later one goes back behind it. It costs a round trip.
 	Monotonic bool
 
+	// Nearest has a read go to the nearest of the replicas that have the session's
+	// token: the one with the shortest round trip, which is measured every 10 seconds.
+	// Of those about as near, as of all without it, the one with the fewest reads under
+	// way is taken.
+	Nearest bool
+
 	// Repeat has a read that fails for what another server may not, a conflict with
 	// recovery, a serialization failure or a connection that is lost, called once more, elsewhere:
 	// for functions that may be called twice.
@@ -58,6 +68,7 @@ const DefaultBudget = 20 * time.Millisecond
 type link interface {
 	query(ctx context.Context, sql string, dest ...any) error
 	exec(ctx context.Context, sql string) error
+	ping(ctx context.Context) error
 	met(ctx context.Context, p replication.Peer) (bool, error)
 	seen(ctx context.Context) (tracker.Token, error)
 	mark() *mark // what is known of the connection; nil: that cannot be kept
@@ -77,36 +88,48 @@ type replica struct {
 	name    string
 	tracker *tracker.Tracker
 	source  *replication.Ladder
-	take    func(context.Context) (link, error)
+	take    take
+	*counts
+}
 
+// take takes a connection out of a server's pool.
+type take func(context.Context) (link, error)
+
+// counts are of one replica, however connections to it are taken.
+type counts struct {
 	reading atomic.Int64
 	reads   atomic.Int64
 	failed  atomic.Int64
 	strange atomic.Int64 // connections that led elsewhere
+	distance
+}
+
+// totals are of all.
+type totals struct {
+	primary, waited, lost atomic.Int64
 }
 
 // core routes, whatever the driver is.
 type core struct {
 	Options
-	primary  func(context.Context) (link, error)
+	primary  take
 	replicas []*replica
 	set      *tracker.Set
-
-	onPrimary, waited atomic.Int64
+	*totals
 }
 
-func newCore(o Options, primary func(context.Context) (link, error), replicas []*replica) (*core, error) {
+func newCore(o Options, primary take, replicas []*replica) (*core, error) {
 	o.Budget = cmp.Or(o.Budget, DefaultBudget)
 	if o.Fallback < ToPrimary || o.Fallback > Refuse {
 		return nil, fmt.Errorf("ryw: Options.Fallback %d: want ToPrimary, WaitOn or Refuse", o.Fallback)
 	}
-	c := &core{Options: o, primary: primary, replicas: replicas}
+	c := &core{Options: o, primary: primary, replicas: replicas, totals: new(totals)}
 	var trackers []*tracker.Tracker
 	for i, r := range replicas {
 		if r.tracker == nil || r.source == nil {
 			return nil, fmt.Errorf("ryw: replica %d: Tracker or Source is nil: a replica is read only when it is followed", i)
 		}
-		r.name = cmp.Or(r.name, fmt.Sprint(i))
+		r.name, r.counts = cmp.Or(r.name, fmt.Sprint(i)), new(counts)
 		if slices.ContainsFunc(replicas[:i], func(o *replica) bool { return o.name == r.name }) {
 			return nil, fmt.Errorf("ryw: two replicas are named %q", r.name)
 		}
@@ -119,42 +142,70 @@ func newCore(o Options, primary func(context.Context) (link, error), replicas []
 // read runs f on a server that has all that the session has seen.
 func (c *core) read(ctx context.Context, f func(link) error) error {
 	s := FromContext(ctx)
+	var tried []*replica
+	var failed error // of f, which may be called once more
+	for {
+		l, err := c.lease(ctx, s, &tried)
+		if err != nil {
+			return errors.Join(err, failed)
+		}
+		again, err := l.run(ctx, f)
+		if !again || !c.Repeat || failed != nil {
+			return err
+		}
+		if ctx.Err() != nil { // f may not be called once more: that is no success
+			return errors.Join(fmt.Errorf("ryw: read from replica %s: %w", l.from.name, context.Cause(ctx)), err)
+		}
+		failed, tried = err, append(tried, l.from)
+	}
+}
+
+// lease is a connection that may be read over for a session. Whoever has it
+// releases it.
+type lease struct {
+	link
+	core    *core
+	from    *replica // nil: the primary
+	session *Session
+	token   tracker.Token // that it was shown to have
+	missing bool          // the session's token is of writes that are lost
+	unknown int           // see Session.unknown
+}
+
+// lease returns a connection to a server that has all that s has seen. tried are
+// those not to be tried, and get those that could not be read from.
+func (c *core) lease(ctx context.Context, s *Session, tried *[]*replica) (lease, error) {
 	var tok tracker.Token
 	if s != nil {
 		if s.OnPrimary() {
-			return c.readPrimary(ctx, s, f)
+			return c.leasePrimary(ctx, s, false)
 		}
 		tok = s.Token()
 	}
-	tried := make([]*replica, 0, 2)
-	var failed error // of f, which may be called once more
 	for {
-		r, err := c.pick(ctx, tok, tried)
+		r, lost, err := c.pick(ctx, tok, *tried)
 		switch {
 		case errors.Is(err, ErrNoReplica) && c.Fallback == WaitOn:
-			tried = tried[:0]
+			*tried = (*tried)[:0]
 			select {
 			case <-time.After(waitOnPause):
 				continue
 			case <-ctx.Done():
-				return errors.Join(fmt.Errorf("ryw: wait for a replica: %w", context.Cause(ctx)), failed)
+				return lease{}, fmt.Errorf("ryw: wait for a replica: %w", context.Cause(ctx))
 			}
 		case err != nil:
-			return errors.Join(err, failed)
+			return lease{}, err
 		case r == nil:
-			return c.readPrimary(ctx, s, f)
+			return c.leasePrimary(ctx, s, lost)
 		}
-		how, err := c.readReplica(ctx, r, s, tok, f)
-		switch {
-		case how == read, how == mayRepeat && (!c.Repeat || failed != nil):
-			return err
-		case how == mayRepeat:
-			failed = err
+		l, err := r.lease(ctx, c, s, tok)
+		if l.link != nil {
+			return l, nil
 		}
-		if ctx.Err() != nil { // f was not called, or may not be once more: that is no success
-			return errors.Join(fmt.Errorf("ryw: read from replica %s: %w", r.name, context.Cause(ctx)), err)
+		if ctx.Err() != nil {
+			return lease{}, errors.Join(fmt.Errorf("ryw: read from replica %s: %w", r.name, context.Cause(ctx)), err)
 		}
-		tried = append(tried, r)
+		*tried = append(*tried, r)
 	}
 }
 
@@ -162,11 +213,81 @@ func (c *core) read(ctx context.Context, f func(link) error) error {
 // the token could be read from.
 const waitOnPause = 10 * time.Millisecond
 
-// pick returns a replica that has replayed tok, the one with the fewest reads under
-// way, waiting for one if none has; nil: the primary.
-func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (*replica, error) {
+// lease returns a connection to r that has been shown to have tok; one without a
+// link, perhaps with the reason, where none can be had.
+func (r *replica) lease(ctx context.Context, c *core, s *Session, tok tracker.Token) (lease, error) {
+	r.reading.Add(1)
+	l, err := r.take(ctx)
+	if err == nil {
+		var ok bool
+		if ok, err = r.vouched(ctx, l, tok); ok && err == nil {
+			r.reads.Add(1)
+			return lease{link: l, core: c, from: r, session: s, token: tok}, nil
+		}
+		l.release()
+	}
+	r.reading.Add(-1)
+	r.failed.Add(1)
+	return lease{}, err
+}
+
+func (c *core) leasePrimary(ctx context.Context, s *Session, lost bool) (lease, error) {
+	c.totals.primary.Add(1)
+	l, err := c.primary(ctx)
+	if err != nil {
+		return lease{}, err
+	}
+	if s == nil {
+		return lease{link: l, core: c}, nil
+	}
+	if lost {
+		c.lost.Add(1)
+	}
+	return lease{link: l, core: c, session: s, missing: lost, unknown: s.unknown()}, nil
+}
+
+// run calls f, and reports whether it may succeed elsewhere.
+func (l *lease) run(ctx context.Context, f func(link) error) (again bool, err error) {
+	defer l.release()
+	if err := f(l.link); err != nil {
+		return l.from != nil && (l.lost() || repeatable(err)), err
+	}
+	l.note(ctx)
+	return false, nil
+}
+
+// note has the session go on to what was read.
+func (l *lease) note(ctx context.Context) {
+	s := l.session
+	switch {
+	case s == nil:
+	case l.from == nil && (l.missing || s.OnPrimary()):
+		// What the primary shows now is all that the session can have seen.
+		if tok, err := l.seen(ctx); err == nil {
+			s.covered(tok, l.unknown)
+		}
+	case l.core.Monotonic:
+		tok, err := l.seen(ctx)
+		if err != nil {
+			s.RequirePrimary() // the read has succeeded; the session is safe there
+			return
+		}
+		s.Advance(tok)
+	}
+}
+
+func (l *lease) release() {
+	l.link.release()
+	if l.from != nil {
+		l.from.reading.Add(-1)
+	}
+}
+
+// pick returns a replica that has replayed tok, waiting for one if none has; nil:
+// the primary, and whether that is because tok is of writes that are lost.
+func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (r *replica, lost bool, err error) {
 	if r := c.ready(tok, not); r != nil {
-		return r, nil
+		return r, false, nil
 	}
 	wait := c.Budget
 	if c.Fallback == WaitOn {
@@ -180,67 +301,45 @@ func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (*re
 		}
 		_, err := c.set.Any(waiting, tok)
 		cancel()
+		lost = errors.Is(err, tracker.ErrDiverged) || errors.Is(err, tracker.ErrWrongSystem)
 		switch {
 		case ctx.Err() != nil:
-			return nil, fmt.Errorf("ryw: wait for a replica: %w", err)
-		case c.Fallback != ToPrimary && (errors.Is(err, tracker.ErrDiverged) || errors.Is(err, tracker.ErrWrongSystem) || errors.Is(err, tracker.ErrClosed)):
-			return nil, fmt.Errorf("ryw: wait for a replica: %w", err)
+			return nil, false, fmt.Errorf("ryw: wait for a replica: %w", err)
+		case c.Fallback != ToPrimary && (lost || errors.Is(err, tracker.ErrClosed)):
+			return nil, false, fmt.Errorf("ryw: wait for a replica: %w", err)
 		}
 		if r := c.ready(tok, not); r != nil {
-			return r, nil
+			return r, false, nil
 		}
 	}
 	if c.Fallback != ToPrimary {
-		return nil, ErrNoReplica
+		return nil, false, ErrNoReplica
 	}
-	return nil, nil
+	return nil, lost, nil
 }
 
+// ready returns, of the replicas that have replayed tok, the nearest where that
+// counts, and of those the one with the fewest reads under way.
 func (c *core) ready(tok tracker.Token, not []*replica) (best *replica) {
+	near := time.Duration(math.MaxInt64)
+	if c.Nearest {
+		near = c.near(tok, not)
+	}
 	for _, r := range c.replicas {
-		if slices.Contains(not, r) || !r.tracker.Replayed(tok) {
-			continue
-		}
-		if _, known := r.tracker.LastReplay(); known && (best == nil || r.reading.Load() < best.reading.Load()) {
+		if r.may(tok, not) && (!c.Nearest || r.roundTrip() <= near) && (best == nil || r.reading.Load() < best.reading.Load()) {
 			best = r
 		}
 	}
 	return best
 }
 
-// How a read from a replica has ended.
-type how int
-
-const (
-	read      how = iota // f was called, and its error stands
-	mayRepeat            // f was called, and may succeed elsewhere
-	unread               // f was not called
-)
-
-// readReplica runs f over a connection to r that has been shown to have tok.
-func (c *core) readReplica(ctx context.Context, r *replica, s *Session, tok tracker.Token, f func(link) error) (how, error) {
-	r.reading.Add(1)
-	defer r.reading.Add(-1)
-	l, err := r.take(ctx)
-	if err != nil {
-		r.failed.Add(1)
-		return unread, err
+// may reports whether r may be read from for tok.
+func (r *replica) may(tok tracker.Token, not []*replica) bool {
+	if slices.Contains(not, r) || !r.tracker.Replayed(tok) {
+		return false
 	}
-	defer l.release()
-	ok, err := r.vouched(ctx, l, tok)
-	if err != nil || !ok {
-		r.failed.Add(1)
-		return unread, err
-	}
-	r.reads.Add(1)
-	err = f(l)
-	switch {
-	case err == nil:
-		return read, c.note(ctx, l, s)
-	case l.lost() || repeatable(err):
-		return mayRepeat, err
-	}
-	return read, err
+	_, known := r.tracker.LastReplay()
+	return known
 }
 
 // vouched reports whether what is read over l shows tok. No round trip is needed
@@ -313,40 +412,6 @@ func shows(ctx context.Context, l link, tok tracker.Token) (bool, error) {
 		return false, nil
 	}
 	return lsn >= tok.LSN, nil
-}
-
-func (c *core) readPrimary(ctx context.Context, s *Session, f func(link) error) error {
-	c.onPrimary.Add(1)
-	l, err := c.primary(ctx)
-	if err != nil {
-		return err
-	}
-	defer l.release()
-	if err := f(l); err != nil {
-		return err
-	}
-	if s != nil && s.OnPrimary() { // what the primary shows now is all that it can have seen
-		unknown := s.unknown()
-		if tok, err := l.seen(ctx); err == nil {
-			s.covered(tok, unknown)
-		}
-		return nil
-	}
-	return c.note(ctx, l, s)
-}
-
-// note has the session go on to what was read, where reads are monotonic.
-func (c *core) note(ctx context.Context, l link, s *Session) error {
-	if !c.Monotonic || s == nil {
-		return nil
-	}
-	tok, err := l.seen(ctx)
-	if err != nil {
-		s.RequirePrimary()
-		return nil //nolint:nilerr // the read has succeeded; the session is safe where it was sent
-	}
-	s.Advance(tok)
-	return nil
 }
 
 // repeatable reports whether what was read may succeed elsewhere: a conflict with

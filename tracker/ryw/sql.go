@@ -96,7 +96,7 @@ func (r *SQLRouter) Read(ctx context.Context, f func(q SQLQueries) error) error 
 // Stats returns what was read from where.
 func (r *SQLRouter) Stats() Stats { return r.core.stats() }
 
-func takenSQL(db *sql.DB) func(context.Context) (link, error) {
+func takenSQL(db *sql.DB) take {
 	return func(ctx context.Context) (link, error) {
 		conn, err := db.Conn(ctx)
 		if err != nil {
@@ -107,6 +107,8 @@ func takenSQL(db *sql.DB) func(context.Context) (link, error) {
 }
 
 type sqlLink struct{ *sql.Conn }
+
+func (l *sqlLink) ping(ctx context.Context) error { return l.PingContext(ctx) }
 
 func (l *sqlLink) query(ctx context.Context, sql string, dest ...any) error {
 	return l.QueryRowContext(ctx, sql).Scan(dest...)
