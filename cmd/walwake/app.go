@@ -74,7 +74,7 @@ func (a *app) rootCommand() *cobra.Command {
 	complete(root, "log-level", a.logLevel.of...)
 	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(a.demoCommand(), a.tokenCommand(), a.waitCommand(), a.statusCommand(), a.doctorCommand(), a.verifyCommand(),
-		a.listenCommand(), a.benchCommand(), a.benchLoadCommand())
+		a.listenCommand(), a.serveCommand(), a.benchCommand(), a.benchLoadCommand())
 	return root
 }
 

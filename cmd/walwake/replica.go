@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,8 +39,13 @@ func newSource(name string, cfg replication.Config) (tracker.Source, error) {
 type following struct {
 	server  *server
 	primary *server // nil: none was named
+	name    string  // in logs, errors and metrics; empty: the server's address
 	source  string
 	timeout time.Duration // of a wait
+
+	maxWaiters int                                            // 0: tracker.DefaultMaxWaiters
+	observer   tracker.Observer                               // is called too
+	make       func(tracker.Config) (*tracker.Tracker, error) // nil: tracker.New
 
 	messages replication.MessageHandler // nil: they are not heard
 
@@ -72,12 +78,16 @@ func (a *app) follow(f following) (*replica, error) {
 		return nil, explain(f.server, err)
 	}
 	r := &replica{server: f.server}
-	r.Tracker, err = tracker.New(tracker.Config{
-		Source:  source,
-		Name:    f.server.address,
-		Timeout: f.timeout,
-		Logger:  a.library(),
-		Observer: tracker.Observer{
+	if f.make == nil {
+		f.make = tracker.New
+	}
+	r.Tracker, err = f.make(tracker.Config{
+		Source:     source,
+		Name:       cmp.Or(f.name, f.server.address),
+		Timeout:    f.timeout,
+		MaxWaiters: f.maxWaiters,
+		Logger:     a.library(),
+		Observer: observers(f.observer, tracker.Observer{
 			Position: func(o tracker.Observation) {
 				r.known.Store(true)
 				a.log.Debug("position", "replica", f.server.address, "lsn", o.LSN, "timeline", o.Timeline)
@@ -88,7 +98,7 @@ func (a *app) follow(f following) (*replica, error) {
 				}
 			},
 			Failed: func(_ string, err error) { f.failed(err, !r.known.Load() && !passing(err)) },
-		},
+		}),
 	})
 	if err != nil {
 		return nil, explain(f.server, err)

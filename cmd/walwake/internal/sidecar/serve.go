@@ -1,0 +1,117 @@
+package sidecar
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// grace is how long requests may take to end when the sidecar shuts down.
+const grace = 5 * time.Second
+
+// Serve answers on the listeners, which it closes, until ctx ends; on those that are not
+// Unix sockets with TLS where a configuration is given. It returns nil when every request has
+// been answered, and why a listener failed otherwise. It is called once.
+func (s *Server) Serve(ctx context.Context, listeners []net.Listener, tlsConfig *tls.Config) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	srv := &http.Server{
+		Handler:           s.Handler(),
+		Protocols:         protocols,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		TLSConfig:         tlsConfig,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: s.cfg.Waiters + s.cfg.Streams, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+		BaseContext:       s.base,
+		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug), // what clients do wrong
+	}
+	defer s.shut(errShutdown)
+	run, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop()
+	running.Go(func() { s.cfg.Hub.run(run, s) })
+	failed := make(chan error, len(listeners))
+	open := new(atomic.Int64)
+	for _, l := range listeners {
+		running.Go(func() {
+			limited := &limitedListener{Listener: l, open: open, most: int64(s.cfg.Conns), log: s.cfg.Logger}
+			var err error
+			if tlsConfig != nil && l.Addr().Network() != "unix" {
+				err = srv.ServeTLS(limited, "", "")
+			} else {
+				err = srv.Serve(limited)
+			}
+			if !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	s.shut(errShutdown)
+	late, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if srv.Shutdown(late) != nil {
+		_ = srv.Close()
+	}
+	return err
+}
+
+func (s *Server) base(l net.Listener) context.Context {
+	if l.Addr().Network() == "unix" {
+		return context.WithValue(s.ctx, socketKey{}, true)
+	}
+	return s.ctx
+}
+
+// limitedListener closes connections beyond most.
+type limitedListener struct {
+	net.Listener
+	open *atomic.Int64
+	most int64
+	log  *slog.Logger
+}
+
+// Accept is net.Listener's.
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) <= l.most {
+			return &limitedConn{Conn: c, open: l.open}, nil
+		}
+		l.open.Add(-1)
+		_ = c.Close()
+		l.log.Warn("connection refused: too many are open", "limit", l.most)
+	}
+}
+
+type limitedConn struct {
+	net.Conn
+	open   *atomic.Int64
+	closed atomic.Bool
+}
+
+// Close is net.Conn's.
+func (c *limitedConn) Close() error {
+	if !c.closed.Swap(true) {
+		c.open.Add(-1)
+	}
+	return c.Conn.Close()
+}

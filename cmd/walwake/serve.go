@@ -1,0 +1,369 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
+	"github.com/walwake/walwake/tracker"
+)
+
+// defaultListen is where the sidecar answers: loopback, and PostgreSQL's port with the first digits swapped for none
+// that is in common use.
+const defaultListen = "127.0.0.1:7432"
+
+type serveCommand struct {
+	*app
+	primary, replica serverFlag
+	config           string
+	source           choice
+	listen           []string
+	name             string
+	bearerFile       string
+	tlsCert, tlsKey  string
+	hosts            []string
+	fleet            bool
+	timeout, longest period
+	waiters, streams int
+	interval         period
+	primaryEvery     period
+
+	file *configFile // nil: none was named
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	s := &serveCommand{
+		app: a, primary: primaryFlag(), replica: replicaFlag(), source: sourceFlag(),
+		timeout: period(tracker.DefaultTimeout), longest: period(sidecar.DefaultMaxTimeout),
+		interval: period(sidecar.DefaultInterval), primaryEvery: period(time.Second),
+	}
+	c := &cobra.Command{
+		Use:   "serve --replica DSN [--primary DSN]",
+		Short: "Answer over HTTP beside a replica: the sidecar",
+		Long: `Follows the replica and answers over HTTP, for programs that are not written in Go and for many processes
+that share one connection to the replica:
+
+  GET /v1/wait?token=TOKEN&timeout=3s   200 when the token, or a bare LSN, is replayed; 504 the time was up,
+                                        409 a lost write or another cluster, 503 position unknown
+  GET /v1/position                      position, timeline, lag, source and why not a better one
+  GET /v1/stream                        the same as server-sent events, when something changes
+  GET /v1/fleet                         all replicas that say where they are (--fleet)
+  GET /healthz, /readyz?max_lag=16MB    for probes and load balancers; max_lag in bytes or time
+  GET /metrics                          for Prometheus
+  GET /v1/openapi.yaml                  what each takes and answers
+
+With --primary it asks the primary once in --primary-interval how far it is: without, the lag is not known.
+
+Every flag has an environment variable, WALWAKE_ and its name in capitals (--max-timeout: WALWAKE_MAX_TIMEOUT),
+and a key in the file that --config names, in YAML (max_timeout: 10s). A flag counts before the variable, and
+that before the file. The token that callers must show comes from --bearer-file or $WALWAKE_BEARER, never from
+an argument.
+
+Without such a token everybody who reaches the listener may ask, so it is loopback by default. A request whose
+Host header is a name must name localhost or one of --hosts, or a web page could have a browser on this machine
+ask. It runs until it is interrupted or terminated, and answers everybody who waits before it ends; a second
+signal ends it at once.
+
+` + exitStatuses,
+		Example: `  walwake serve --replica 'host=localhost user=app dbname=app' --primary 'host=db1 user=app dbname=app'
+  walwake serve --config /etc/walwake.yaml --listen 127.0.0.1:7432 --listen unix:/run/walwake/http.sock
+  WALWAKE_LISTEN=0.0.0.0:7432 walwake serve --bearer-file /run/secrets/walwake --tls-cert tls.crt --tls-key tls.key`,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(c *cobra.Command, _ []string) error { return s.run(c) },
+	}
+	s.replica.add(c, "the replica")
+	s.primary.add(c, "the primary, to show the lag, and for --fleet")
+	f := c.Flags()
+	f.StringVar(&s.config, "config", "", "`file` with what no flag and no variable says, in YAML")
+	f.Var(&s.source, "source", sourceUsage)
+	complete(c, "source", s.source.of...)
+	f.StringSliceVar(&s.listen, "listen", []string{defaultListen}, "`address` to listen on, host:port or unix:/path; may be given several times")
+	f.StringVar(&s.name, "name", "", "what the replica is called in the log, the metrics and the fleet (default: its host and port)")
+	f.StringVar(&s.bearerFile, "bearer-file", "", "`file` with the token that callers must show (default: $WALWAKE_BEARER, or none)")
+	f.StringVar(&s.tlsCert, "tls-cert", "", "`file` with the certificate, and those above it")
+	f.StringVar(&s.tlsKey, "tls-key", "", "`file` with its key")
+	f.StringSliceVar(&s.hosts, "hosts", nil, "`names` under which the sidecar is called, beside addresses and localhost; *: any")
+	f.BoolVar(&s.fleet, "fleet", false, "say on the primary where the replica is, and hear where the others are (NOTIFY)")
+	f.Var(&s.timeout, "timeout", "how long a wait takes that names no timeout")
+	f.Var(&s.longest, "max-timeout", "how long a wait may take")
+	f.IntVar(&s.waiters, "max-waiters", sidecar.DefaultWaiters, "`number` of waits at once")
+	f.IntVar(&s.streams, "max-streams", sidecar.DefaultStreams, "`number` of streams at once")
+	f.Var(&s.interval, "interval", "least time between two positions in a stream that nobody waits for")
+	f.Var(&s.primaryEvery, "primary-interval", "how often the primary is asked how far it is")
+	for _, name := range []string{"listen", "name", "hosts", "max-waiters", "max-streams"} {
+		complete(c, name)
+	}
+	return c
+}
+
+func (s *serveCommand) run(c *cobra.Command) error {
+	set, err := s.prepare(c)
+	if err != nil {
+		return err
+	}
+	return set.serve(c.Context())
+}
+
+// served is a sidecar whose settings are checked, and whose listeners are open.
+type served struct {
+	*serveCommand
+	replica, primary *server // primary: nil where none was named
+	bearer           string
+	tls              *tls.Config
+	listeners        []net.Listener
+}
+
+// prepare checks all that can be checked before anything runs.
+func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
+	if err := s.settings(c); err != nil {
+		return nil, err
+	}
+	s.speakUp(c)
+	v := &served{serveCommand: s}
+	var err error
+	if v.replica, err = s.named(s.replica); err != nil {
+		return nil, err
+	}
+	if v.primary, err = s.named(s.primary); err != nil {
+		return nil, err
+	}
+	switch {
+	case v.replica == nil:
+		return nil, usagef("no replica given: use --replica 'host=… user=… dbname=…', or set WALWAKE_REPLICA")
+	case s.fleet && v.primary == nil:
+		return nil, usagef("--fleet: replicas tell of themselves on the primary: name it in --primary")
+	case s.timeout > s.longest:
+		return nil, usagef("--timeout %s: want at most --max-timeout, %s", &s.timeout, &s.longest)
+	case s.waiters < 1 || s.streams < 1:
+		return nil, usagef("--max-waiters and --max-streams: want 1 or more")
+	}
+	if v.bearer, err = s.readBearer(); err != nil {
+		return nil, err
+	}
+	if v.tls, err = s.readTLS(); err != nil {
+		return nil, err
+	}
+	v.listeners, err = listenOn(c.Context(), s.listen)
+	return v, err
+}
+
+// speakUp has the log tell what an operator of a service wants to know, unless --log-level says otherwise.
+func (s *serveCommand) speakUp(c *cobra.Command) {
+	if !c.Flag("log-level").Changed && s.logLevel.value == "warn" {
+		s.logLevel.value = "info"
+	}
+	s.log = newLogger(s.stderr, s.logLevel.value, s.getenv)
+}
+
+// serve answers until ctx ends.
+func (v *served) serve(ctx context.Context) error {
+	hub, shown := sidecar.NewHub(), newServeMetrics()
+	ends := &recordEnds{server: v.replica}
+	r, err := v.follow(following{
+		server: v.replica, primary: v.primary, name: v.name, source: v.source.value,
+		timeout: time.Duration(v.timeout), maxWaiters: v.waiters + v.streams, observer: hub.Observer(), make: shown.trackers.NewTracker,
+		changed: func(from, to string, st tracker.State) { v.log.Info("source changed", "from", from, "to", to) },
+		failed: func(err error, _ bool) {
+			what, _ := diagnose(err)
+			v.log.Warn("replica cannot be followed: trying again", "replica", v.replica.address, "err", oneLine(what))
+		},
+	})
+	if err != nil {
+		closeAll(v.listeners)
+		return err
+	}
+	defer r.stop()
+	cfg := sidecar.Config{
+		Tracker: r.Tracker, Hub: hub, Server: cmp.Or(v.name, v.replica.address), PrimaryNamed: v.primary != nil,
+		NoFleet:   "start the sidecar with --fleet and --primary",
+		RecordEnd: ends.of,
+		Text:      func(s string) string { return oneLine(plain(s)) },
+		Bearer:    v.bearer, Hosts: lowerAll(v.hosts), Waiters: v.waiters, Streams: v.streams,
+		Timeout: time.Duration(v.timeout), MaxTimeout: time.Duration(v.longest), Interval: time.Duration(v.interval),
+		Logger: v.log, Metrics: shown.handler(v.log),
+	}
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if v.primary != nil {
+		watch := &primaryWatch{app: v.app, server: v.primary, tracker: r.Tracker, tell: hub.Tell, every: time.Duration(v.primaryEvery)}
+		beside.Go(func() { watch.run(ctx) })
+	}
+	if v.fleet {
+		if cfg.Fleet, err = v.joinFleet(ctx, &beside, r.Tracker); err != nil {
+			closeAll(v.listeners)
+			return err
+		}
+	}
+	server, err := sidecar.New(cfg)
+	if err != nil {
+		closeAll(v.listeners)
+		return err
+	}
+	shown.show(server.Stats)
+	for _, l := range v.listeners {
+		v.log.Info("listening", "network", l.Addr().Network(), "address", l.Addr().String(), "tls", v.tls != nil && l.Addr().Network() != "unix", "bearer", v.bearer != "")
+	}
+	if err := server.Serve(ctx, v.listeners, v.tls); err != nil {
+		return err
+	}
+	v.log.Info("shut down: all that waited were answered")
+	return context.Cause(ctx)
+}
+
+// recordEnds takes a bare LSN that lies behind a WAL page's header back to where the last record before it ends: see
+// waitCommand.recordEnd. The sizes are the cluster's, and never change.
+type recordEnds struct {
+	server *server
+
+	mu             sync.Mutex
+	block, segment uint64 // guarded by mu; 0: not known yet
+}
+
+func (e *recordEnds) of(ctx context.Context, lsn tracker.LSN) (tracker.LSN, error) {
+	const smallest = 1024 // of wal_block_size, which divides all others and the segment sizes
+	if lsn.Normalize(smallest, smallest) == lsn {
+		return lsn, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.block == 0 {
+		var block, segment int64
+		err := e.server.query(ctx, connectTimeout, func(ctx context.Context, conn *pgx.Conn) error {
+			return conn.QueryRow(ctx, `select current_setting('wal_block_size')::bigint,
+				pg_size_bytes(current_setting('wal_segment_size'))`).Scan(&block, &segment)
+		})
+		if err != nil {
+			return lsn, err
+		}
+		e.block, e.segment = uint64(block), uint64(segment)
+	}
+	return lsn.Normalize(e.block, e.segment), nil
+}
+
+// readBearer returns the token that callers must show; empty: none.
+func (s *serveCommand) readBearer() (string, error) {
+	bearer := strings.TrimSpace(s.getenv("WALWAKE_BEARER"))
+	if s.bearerFile != "" {
+		content, err := os.ReadFile(s.bearerFile)
+		if err != nil {
+			return "", usagef("--bearer-file: %w", err)
+		}
+		if bearer = strings.TrimSpace(string(content)); bearer == "" {
+			return "", usagef("--bearer-file %s is empty: nobody would have to show a token", s.bearerFile)
+		}
+	}
+	const shortest = 16
+	if bearer != "" && len(bearer) < shortest {
+		return "", usagef("the bearer token has %d bytes: want at least %d, such as those of openssl rand -hex 16", len(bearer), shortest)
+	}
+	return bearer, nil
+}
+
+func (s *serveCommand) readTLS() (*tls.Config, error) {
+	if s.tlsCert == "" && s.tlsKey == "" {
+		return nil, nil
+	}
+	if s.tlsCert == "" || s.tlsKey == "" {
+		return nil, usagef("--tls-cert and --tls-key: name both, or neither")
+	}
+	cert, err := tls.LoadX509KeyPair(s.tlsCert, s.tlsKey)
+	if err != nil {
+		return nil, usagef("--tls-cert and --tls-key: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, nil
+}
+
+// listenOn opens the listeners.
+func listenOn(ctx context.Context, addresses []string) (all []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(all)
+		}
+	}()
+	if len(addresses) == 0 {
+		return nil, usagef("--listen: name an address, such as %s", defaultListen)
+	}
+	for _, a := range addresses {
+		l, err := listenAt(ctx, a)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+func listenAt(ctx context.Context, address string) (net.Listener, error) {
+	config := new(net.ListenConfig)
+	path, isSocket := strings.CutPrefix(address, "unix:")
+	if !isSocket {
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return nil, usagef("--listen %q: want host:port, such as %s, or unix:/path", address, defaultListen)
+		}
+		l, err := config.Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("--listen %s: %w: is another sidecar running there?", address, reason(err))
+		}
+		return l, nil
+	}
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	l, err := config.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("--listen %s: %w", address, reason(err))
+	}
+	return l, nil
+}
+
+// removeStale removes the socket of a sidecar that was killed.
+func removeStale(ctx context.Context, path string) error {
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {
+		return nil //nolint:nilerr // there is none, or what listening there complains of
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = conn.Close()
+		return fmt.Errorf("--listen unix:%s: another sidecar answers there", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("--listen unix:%s: the socket of one that has ended: %w", path, err)
+	}
+	return nil
+}
+
+// reason is what is worth reading of an error of package net.
+func reason(err error) error {
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+func closeAll(all []net.Listener) {
+	for _, l := range all {
+		_ = l.Close()
+	}
+}
+
+func lowerAll(names []string) []string {
+	lower := make([]string, len(names))
+	for i, n := range names {
+		lower[i] = strings.ToLower(strings.TrimSpace(n))
+	}
+	return lower
+}
