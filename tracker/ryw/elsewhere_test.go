@@ -199,3 +199,93 @@ func TestLostWrites(t *testing.T) {
 		t.Errorf("%v %v", is, err)
 	}
 }
+
+// What is read from where while servers are down.
+func TestWhereAReadGoesWhileServersAreDown(t *testing.T) {
+	c, err := replicationtest.New(t.Context(), replicationtest.Options{Standbys: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := t.Context()
+	if err := errors.Join(c.Primary.Exec(ctx, `CREATE TABLE rows (id bigint PRIMARY KEY)`), c.WaitForReplay(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	cfg := ryw.Config{Primary: pool(t, c.Primary.DSN()), Options: ryw.Options{Budget: time.Second}}
+	for _, n := range c.Standbys {
+		cfg.Replicas = append(cfg.Replicas, follow(t, n.Name(), n.DSN(), n.DSN()))
+	}
+	patient := newRouter(t, ryw.Config{Primary: cfg.Primary, Replicas: cfg.Replicas, Options: ryw.Options{Fallback: ryw.WaitOn}})
+	refusing := newRouter(t, ryw.Config{Primary: cfg.Primary, Replicas: cfg.Replicas, Options: ryw.Options{Fallback: ryw.Refuse, Budget: -1}})
+	session := fresh(t)
+	id := mustWrite(session, t, newRouter(t, cfg))
+	if err := c.WaitForReplay(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// from reads once, and tells from where.
+	from := func(r *ryw.Router) (string, error) {
+		t.Helper()
+		before := r.Stats()
+		is, err := there(session, r, id)
+		if err == nil && !is {
+			t.Error("a stale read")
+		}
+		after := r.Stats()
+		if after.Primary > before.Primary {
+			return "primary", err
+		}
+		for i, rep := range after.Replicas {
+			if rep.Reads > before.Replicas[i].Reads {
+				return rep.Name, err
+			}
+		}
+		return "", err
+	}
+	known := func(i int, want bool) {
+		t.Helper()
+		for _, is := cfg.Replicas[i].Tracker.LastReplay(); is != want && ctx.Err() == nil; _, is = cfg.Replicas[i].Tracker.LastReplay() {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	one, two := c.Standbys[0], c.Standbys[1]
+	if err := one.Crash(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 { // also in the moment before its end is noticed
+		if is, err := from(newRouter(t, cfg)); is != "standby2" || err != nil {
+			t.Errorf("one down: read from %q, %v", is, err)
+		}
+	}
+	if err := two.Crash(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := from(newRouter(t, cfg)); is != "primary" || err != nil {
+		t.Errorf("both down: read from %q, %v", is, err)
+	}
+	if is, err := from(refusing); is != "" || !errors.Is(err, ryw.ErrNoReplica) {
+		t.Errorf("both down, refused: read from %q, %v", is, err)
+	}
+	if err := c.Primary.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := from(newRouter(t, cfg)); err == nil {
+		t.Errorf("all down: read from %q", is)
+	}
+	known(0, false)
+	if err := one.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := from(patient); is != "standby1" || err != nil {
+		t.Errorf("one up again, the primary down: read from %q, %v", is, err)
+	}
+	if _, err := write(session, patient); err == nil || errors.Is(err, ryw.ErrNoToken) {
+		t.Errorf("a write with the primary down: %v", err)
+	}
+	if is, err := from(patient); is != "standby1" || err != nil {
+		t.Errorf("after a write that failed: read from %q, %v", is, err)
+	}
+	ryw.FromContext(session).RequirePrimary()
+	if is, err := from(patient); err == nil {
+		t.Errorf("a session whose last write is not known was read from %q", is)
+	}
+}
