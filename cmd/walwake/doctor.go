@@ -28,10 +28,15 @@ type doctorAnswer struct {
 	Role     string        `json:"role"`
 	Database string        `json:"database"`
 	Standby  bool          `json:"standby"`
-	OK       bool          `json:"ok"` // whether polling works with the timeline visible
+	Platform string        `json:"platform,omitempty"` // a service that runs PostgreSQL for others
+	Pooler   string        `json:"pooler,omitempty"`   // that stands before the replica
+	Notes    []string      `json:"notes,omitempty"`    // what to know of both
+	OK       bool          `json:"ok"`                 // whether polling works with the timeline visible
 	Works    []doctorWorks `json:"works"`
 	Needs    []doctorNeeds `json:"needs"`
 	NewRole  []doctorFix   `json:"new_role"`
+
+	admin string // who may run the SQL
 }
 
 // doctorWorks says whether a source, the timeline or its history has all that it cannot do without.
@@ -49,11 +54,12 @@ type doctorNeeds struct {
 	Mend     []doctorFix `json:"mend"`
 }
 
-// doctorFix is a statement.
+// doctorFix is a statement, or what has to be done where none will do.
 type doctorFix struct {
 	On       string `json:"on"` // primary or replica
 	Database string `json:"database,omitempty"`
-	SQL      string `json:"sql"`
+	SQL      string `json:"sql,omitempty"`
+	Do       string `json:"do,omitempty"`
 	Then     string `json:"then,omitempty"`
 }
 
@@ -74,8 +80,13 @@ resort; a token needs the timeline too, and after a failover, one of before need
 
 The SQL is for a superuser. What is run on the primary counts on the replica when it is replayed there.
 
-With --json: server, postgres, role, database, standby, ok, works (of, ok), needs (of, needs, has, ok,
-optional, mend) and new_role; mend and new_role list on, database, sql, then.
+Amazon RDS and Aurora, Google Cloud SQL, Azure, Neon and Supabase are recognised by the names of their
+roles and settings: who may run the SQL, how a role may replicate and where settings are changed is
+then said as it is there. A pooler between, such as PgBouncer or Pgpool-II, is told of.
+
+With --json: server, postgres, role, database, standby, platform, pooler, notes, ok, works (of, ok),
+needs (of, needs, has, ok, optional, mend) and new_role; mend and new_role list on, database, sql or do,
+then.
 
 Exit status: 0 polling works and the timeline is visible, 2 usage, 3 no answer in time, 130 interrupted,
 143 terminated, 1 anything else.`,
@@ -122,48 +133,58 @@ func (d *doctorCommand) run(ctx context.Context) (*doctorAnswer, error) {
 	if primary != nil {
 		cfg.Primary = d.reach(primary)
 	}
-	for _, s := range []*server{replica, primary} {
-		if s == nil {
-			continue
-		}
-		if err := s.query(ctx, time.Duration(d.timeout), func(ctx context.Context, conn *pgx.Conn) error { return conn.Ping(ctx) }); err != nil {
+	around, err := replica.look(ctx, time.Duration(d.timeout))
+	if err != nil {
+		return nil, err
+	}
+	if primary != nil {
+		if err := primary.query(ctx, time.Duration(d.timeout), func(ctx context.Context, conn *pgx.Conn) error { return conn.Ping(ctx) }); err != nil {
 			return nil, err
 		}
 	}
 	found, err := replication.Diagnose(ctx, cfg)
 	if err != nil {
-		return nil, explain(replica, err)
+		err = explain(replica, err)
+		for _, note := range around.notes() {
+			err = fmt.Errorf("%w (%s)", err, note)
+		}
+		return nil, err
 	}
-	return d.tell(replica, found), nil
+	return d.tell(replica, found, around), nil
 }
 
 func (d *doctorCommand) reach(s *server) replication.Server {
 	return replication.Server{Config: s.config, ConnectTimeout: time.Duration(d.timeout), QueryTimeout: time.Duration(d.timeout)}
 }
 
-func (d *doctorCommand) tell(s *server, found *replication.Diagnosis) *doctorAnswer {
+func (d *doctorCommand) tell(s *server, found *replication.Diagnosis, around surroundings) *doctorAnswer {
+	p := around.platform
 	a := &doctorAnswer{
+		Pooler: around.pooler, Notes: around.notes(), admin: "a superuser",
 		Server: s.address, Postgres: found.Release, Role: found.Role, Database: found.Database, Standby: found.Standby,
 		OK: found.Works(string(replication.Poll)) && found.Works(replication.OfTimeline),
+	}
+	if p != nil {
+		a.Platform, a.admin = p.name, p.admin
 	}
 	for _, r := range found.Requirements {
 		if n := len(a.Works); n == 0 || a.Works[n-1].Of != r.Of {
 			a.Works = append(a.Works, doctorWorks{r.Of, found.Works(r.Of)})
 		}
-		a.Needs = append(a.Needs, doctorNeeds{r.Of, r.Needs, oneLine(plain(r.Has)), r.OK, r.Optional, fixes(r.Remedies)})
+		a.Needs = append(a.Needs, doctorNeeds{r.Of, r.Needs, oneLine(plain(r.Has)), r.OK, r.Optional, p.adapt(fixes(r.Remedies))})
 	}
 	kinds := replication.Kinds()
 	if d.source.value != "auto" {
 		kinds = []replication.Kind{replication.Kind(d.source.value)}
 	}
-	a.NewRole = fixes(found.LeastRole(d.role, kinds))
+	a.NewRole = p.adapt(fixes(found.LeastRole(d.role, kinds)))
 	return a
 }
 
 func fixes(remedies []replication.Remedy) []doctorFix {
 	all := make([]doctorFix, 0, len(remedies))
 	for _, r := range remedies {
-		all = append(all, doctorFix(r))
+		all = append(all, doctorFix{On: r.On, Database: r.Database, SQL: r.SQL, Then: r.Then})
 	}
 	return all
 }
@@ -173,6 +194,9 @@ func (a *doctorAnswer) text(role string) string {
 	var b strings.Builder
 	kind := map[bool]string{true: "standby", false: "primary"}[a.Standby]
 	fmt.Fprintf(&b, "%s, a %s, PostgreSQL %s, as role %s in database %s\n\n", a.Server, kind, a.Postgres, a.Role, a.Database)
+	for _, note := range a.Notes {
+		fmt.Fprintf(&b, "note: %s\n\n", note)
+	}
 	rows := [][]string{{"FOR", "", "NEEDS", "", "HERE"}}
 	i := 0
 	for _, w := range a.Works {
@@ -185,10 +209,10 @@ func (a *doctorAnswer) text(role string) string {
 	}
 	b.WriteString(columns(rows))
 	if mend := a.mend(); len(mend) > 0 {
-		b.WriteString("\nTo mend what is missing, as a superuser:\n")
+		fmt.Fprintf(&b, "\nTo mend what is missing, as %s:\n", a.admin)
 		b.WriteString(script(mend))
 	}
-	fmt.Fprintf(&b, "\nA role that may do no more than is needed (%s), as a superuser:\n", role)
+	fmt.Fprintf(&b, "\nA role that may do no more than is needed (%s), as %s:\n", role, a.admin)
 	b.WriteString(script(a.NewRole))
 	return b.String()
 }
@@ -228,6 +252,10 @@ func script(fixes []doctorFix) string {
 		}
 		if f.Then != "" {
 			where += "; then " + f.Then
+		}
+		if f.SQL == "" {
+			rows = append(rows, []string{"  -- " + where + ": " + f.Do})
+			continue
 		}
 		rows = append(rows, []string{"  " + f.SQL + ";", "-- " + where})
 	}
