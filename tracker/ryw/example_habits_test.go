@@ -189,3 +189,55 @@ func ExampleSQLRouter_ent() {
 	fmt.Println(notes, err)
 	// Output: [{1 buy milk}] <nil>
 }
+
+// GORM reads from a ReadDB as from any *sql.DB, here by its dbresolver. Of what it
+// writes the session learns by Wrote.
+func ExampleRouter_ReadDB_gorm() {
+	h := newHabits()
+	defer h.close()
+	router, ctx := h.pgx()
+	reads := router.ReadDB()
+	defer reads.Close()
+
+	// db, err := gorm.Open(postgres.New(postgres.Config{Conn: primaryDB}))
+	// err = db.Use(dbresolver.Register(dbresolver.Config{
+	// 	Replicas: []gorm.Dialector{postgres.New(postgres.Config{Conn: reads})},
+	// }))
+	// err = db.WithContext(ctx).Create(&Note{Text: "buy milk"}).Error
+	if _, err := h.primaryDB.ExecContext(ctx, addNote, "buy milk"); err != nil {
+		fmt.Println(err)
+		return
+	}
+	if _, err := router.Wrote(ctx); err != nil {
+		fmt.Println(err) // the session reads from the primary then
+	}
+	// err = db.WithContext(ctx).Find(&notes).Error
+	notes, err := findNotes(ctx, reads)
+	fmt.Println(notes, err)
+	// Output: [{1 buy milk}] <nil>
+}
+
+// One client of ent reads from a ReadDB, for all requests. Of what another one writes
+// the session learns by Wrote.
+func ExampleRouter_ReadDB_ent() {
+	h := newHabits()
+	defer h.close()
+	router, ctx := h.pgx()
+	reads := router.ReadDB()
+	defer reads.Close()
+
+	// writer := ent.NewClient(ent.Driver(entsql.OpenDB(dialect.Postgres, primaryDB)))
+	// reader := ent.NewClient(ent.Driver(entsql.OpenDB(dialect.Postgres, reads)))
+	// err := writer.Note.Create().SetText("buy milk").Exec(ctx)
+	if _, err := h.primaryDB.ExecContext(ctx, addNote, "buy milk"); err != nil {
+		fmt.Println(err)
+		return
+	}
+	if _, err := router.Wrote(ctx); err != nil {
+		fmt.Println(err) // the session reads from the primary then
+	}
+	// notes, err := reader.Note.Query().All(ctx)
+	notes, err := allNotes(ctx, reads)
+	fmt.Println(notes, err)
+	// Output: [{1 buy milk}] <nil>
+}
