@@ -64,30 +64,46 @@ func (s *Server) Stats() Stats {
 
 func (s *Server) closing() bool { return s.ctx.Err() != nil }
 
-// Handler returns what answers requests.
-func (s *Server) Handler() http.Handler {
-	mux := http.NewServeMux()
-	for path, h := range map[string]http.HandlerFunc{
+// routes are the paths that there are, but for the page's, and what answers them.
+func (s *Server) routes() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
 		"/v1/position":     s.servePosition,
 		"/v1/wait":         s.serveWait,
+		"/v1/stream":       s.serveStream,
 		"/v1/fleet":        s.serveFleet,
 		"/v1/openapi.yaml": s.serveOpenAPI,
 		"/healthz":         s.serveHealth,
 		"/readyz":          s.serveReady,
-	} {
-		mux.HandleFunc(path, s.only(h, http.MethodGet, http.MethodHead))
+		"/metrics":         s.serveMetrics,
 	}
-	mux.HandleFunc("/v1/stream", s.only(s.serveStream, http.MethodGet, http.MethodPost))
-	if s.cfg.Metrics != nil {
-		mux.HandleFunc("/metrics", s.only(s.cfg.Metrics.ServeHTTP, http.MethodGet, http.MethodHead))
+}
+
+// Handler returns what answers requests.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for path, h := range s.routes() {
+		second := http.MethodHead
+		if path == "/v1/stream" {
+			second = http.MethodPost
+		}
+		mux.HandleFunc(path, s.only(h, http.MethodGet, second))
 	}
+	mux.HandleFunc("/v1/", s.serveNothing)
 	if s.cfg.Page != nil {
 		mux.HandleFunc("/", s.only(s.cfg.Page.ServeHTTP, http.MethodGet, http.MethodHead))
 	} else {
 		mux.HandleFunc("/", s.serveNothing)
 	}
-	mux.HandleFunc("/v1/", s.serveNothing)
 	return s.guard(mux)
+}
+
+func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) {
+	if s.cfg.Metrics == nil {
+		s.serveNothing(w, r)
+		return
+	}
+	s.deadline(w)
+	s.cfg.Metrics.ServeHTTP(w, r)
 }
 
 // only lets methods through.
