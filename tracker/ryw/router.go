@@ -107,6 +107,7 @@ type counts struct {
 // totals are of all.
 type totals struct {
 	primary, waited, lost atomic.Int64
+	turn                  atomic.Uint64
 }
 
 // core routes, whatever the driver is.
@@ -325,7 +326,9 @@ func (c *core) ready(tok tracker.Token, not []*replica) (best *replica) {
 	if c.Nearest {
 		near = c.near(tok, not)
 	}
-	for _, r := range c.replicas {
+	first := int(c.turn.Add(1) % uint64(max(len(c.replicas), 1))) // of equals, each in its turn
+	for i := range c.replicas {
+		r := c.replicas[(first+i)%len(c.replicas)]
 		if r.may(tok, not) && (!c.Nearest || r.roundTrip() <= near) && (best == nil || r.reading.Load() < best.reading.Load()) {
 			best = r
 		}
