@@ -16,9 +16,9 @@ import (
 // HttpOnly, SameSite=Lax, for all paths of the host, and kept for as long as its
 // token is taken.
 type HTTPConfig struct {
-	// Keys sign the tokens that go out, and open those that come in; their secrets may
-	// be changed meanwhile. They are required unless Unsigned, or the cookie is off and
-	// UnsignedHeader.
+	// Keys sign the tokens that go out, and open those that come in; [Keys.SetSecrets]
+	// changes them while the Middleware runs. They are required unless Unsigned, or the
+	// cookie is off and UnsignedHeader.
 	Keys *Keys
 
 	// Unsigned leaves the cookie and the header unsigned, Keys must then be nil, and
