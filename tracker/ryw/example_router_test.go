@@ -69,5 +69,12 @@ func orderAndList(ctx context.Context, primaryDSN, replicaDSN string) (orders in
 	err = router.Read(request, func(q ryw.Queries) error { // where the session's writes are replayed
 		return q.QueryRow(request, "SELECT count(*) FROM orders").Scan(&orders)
 	})
+	if err != nil {
+		return 0, err
+	}
+
+	db := router.ReadDB() // each statement reads where its context's session can be read
+	defer db.Close()
+	err = db.QueryRowContext(request, "SELECT count(*) FROM orders").Scan(&orders)
 	return orders, err
 }
