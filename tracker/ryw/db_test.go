@@ -47,6 +47,7 @@ func TestReadDBShowsTheSessionsWrites(t *testing.T) {
 	c := cluster(t)
 	r := router(t, c, ryw.Options{Budget: 30 * time.Second, Fallback: ryw.Refuse})
 	db := r.ReadDB()
+	defer db.Close()
 	var users sync.WaitGroup
 	for range 8 {
 		users.Go(func() {
@@ -116,7 +117,9 @@ func TestWhatIsKeptOfAReadDBIsNotStale(t *testing.T) {
 			r := router(t, c, ryw.Options{Budget: 30 * time.Second, Fallback: ryw.Refuse})
 			ctx := fresh(t)
 			first := mustWrite(ctx, t, r)
-			read, done, err := keep(ctx, r.ReadDB())
+			db := r.ReadDB()
+			defer db.Close()
+			read, done, err := keep(ctx, db)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -145,6 +148,7 @@ func TestALimitedReadDBIsNotStale(t *testing.T) {
 	c := cluster(t)
 	r := router(t, c, ryw.Options{})
 	db := r.ReadDB()
+	defer db.Close()
 	db.SetMaxOpenConns(1)
 	var users sync.WaitGroup
 	for range 8 {
@@ -171,31 +175,10 @@ func TestReadDBIsMonotonic(t *testing.T) {
 	c := cluster(t)
 	r := router(t, c, ryw.Options{Monotonic: true})
 	db := r.ReadDB()
-	if err := c.Standbys[1].Lag(t.Context(), 30*time.Millisecond); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Standbys[1].Lag(context.Background(), 0) })
-	end, stop := context.WithCancel(t.Context())
-	var writing sync.WaitGroup
-	defer writing.Wait()
-	defer stop()
-	writing.Go(func() { // somebody else
-		for end.Err() == nil {
-			if _, err := write(t.Context(), r); err != nil {
-				t.Error(err)
-				return
-			}
-		}
+	defer db.Close()
+	doNotGoBack(t, c, r, func(ctx context.Context) (last int64, err error) {
+		return last, db.QueryRowContext(ctx, lastRow).Scan(&last)
 	})
-	ctx := fresh(t)
-	last := int64(0)
-	for range 200 {
-		var now int64
-		if err := db.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM rows`).Scan(&now); err != nil || now < last {
-			t.Fatalf("read %d after %d, %v", now, last, err)
-		}
-		last = now
-	}
 }
 
 // A write that the Router did not make.

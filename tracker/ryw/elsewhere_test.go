@@ -14,20 +14,18 @@ import (
 
 // A replica cancels a query that replay has waited for long enough.
 func TestAConflictWithRecoveryIsRepeatedElsewhere(t *testing.T) {
-	c, err := replicationtest.New(t.Context(), replicationtest.Options{Settings: map[string]string{
+	c := ownCluster(t, replicationtest.Options{Settings: map[string]string{
 		"max_standby_streaming_delay": "0", "autovacuum": "off", "hot_standby_feedback": "off",
 	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.Primary.Exec(t.Context(), `CREATE TABLE rows (id bigint PRIMARY KEY); CREATE TABLE churn AS SELECT generate_series(1, 1000) AS id`); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.WaitForReplay(t.Context()); err != nil {
-		t.Fatal(err)
+	churn := func() {
+		t.Helper()
+		err := errors.Join(c.Primary.Exec(t.Context(), `CREATE TABLE IF NOT EXISTS churn (id int); INSERT INTO churn SELECT generate_series(1, 1000)`), c.WaitForReplay(t.Context()))
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, repeat := range []bool{false, true} {
+		churn()
 		r := router(t, c, ryw.Options{Repeat: repeat})
 		ctx := fresh(t)
 		calls := 0
@@ -54,12 +52,6 @@ func TestAConflictWithRecoveryIsRepeatedElsewhere(t *testing.T) {
 		}
 		if e, is := errors.AsType[*pgconn.PgError](err); !is || e.Code != "40001" || calls != 1 {
 			t.Errorf("called %d times: %v", calls, err)
-		}
-		if err := c.Primary.Exec(ctx, `INSERT INTO churn SELECT generate_series(1, 1000)`); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.WaitForReplay(ctx); err != nil {
-			t.Fatal(err)
 		}
 	}
 }
@@ -132,15 +124,8 @@ func TestTheNearestIsReadFrom(t *testing.T) {
 
 // A failover loses what the session has written.
 func TestLostWrites(t *testing.T) {
-	c, err := replicationtest.New(t.Context(), replicationtest.Options{Standbys: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := ownCluster(t, replicationtest.Options{Standbys: 2})
 	ctx := t.Context()
-	if err := errors.Join(c.Primary.Exec(ctx, `CREATE TABLE rows (id bigint PRIMARY KEY)`), c.WaitForReplay(ctx)); err != nil {
-		t.Fatal(err)
-	}
 	proxy, err := replicationtest.NewProxy(ctx, c.Primary)
 	if err != nil {
 		t.Fatal(err)
@@ -202,15 +187,8 @@ func TestLostWrites(t *testing.T) {
 
 // What is read from where while servers are down.
 func TestWhereAReadGoesWhileServersAreDown(t *testing.T) {
-	c, err := replicationtest.New(t.Context(), replicationtest.Options{Standbys: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := ownCluster(t, replicationtest.Options{Standbys: 2})
 	ctx := t.Context()
-	if err := errors.Join(c.Primary.Exec(ctx, `CREATE TABLE rows (id bigint PRIMARY KEY)`), c.WaitForReplay(ctx)); err != nil {
-		t.Fatal(err)
-	}
 	cfg := ryw.Config{Primary: pool(t, c.Primary.DSN()), Options: ryw.Options{Budget: time.Second}}
 	for _, n := range c.Standbys {
 		cfg.Replicas = append(cfg.Replicas, follow(t, n.Name(), n.DSN(), n.DSN()))

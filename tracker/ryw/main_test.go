@@ -2,6 +2,7 @@ package ryw_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -50,6 +51,16 @@ func cluster(t testing.TB) *replicationtest.Cluster {
 			_ = n.Resume(context.Background())
 		}
 	})
+	return c
+}
+
+// ownCluster is for a test that breaks it.
+func ownCluster(t testing.TB, o replicationtest.Options) *replicationtest.Cluster {
+	t.Helper()
+	c := replicationtest.Start(t, o)
+	if err := errors.Join(c.Primary.Exec(t.Context(), `CREATE TABLE rows (id bigint PRIMARY KEY)`), c.WaitForReplay(t.Context())); err != nil {
+		t.Fatal(err)
+	}
 	return c
 }
 

@@ -260,17 +260,7 @@ func TestAReaderOfAnotherRole(t *testing.T) {
 // A standby that crashes comes back lower. Whatever is read from it then must show
 // what the session has written.
 func TestAStandbyThatCrashesIsNotReadTooEarly(t *testing.T) {
-	c, err := replicationtest.New(t.Context(), replicationtest.Options{Settings: map[string]string{"checkpoint_timeout": "1h"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.Primary.Exec(t.Context(), `CREATE TABLE rows (id bigint PRIMARY KEY)`); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.WaitForReplay(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	c := ownCluster(t, replicationtest.Options{Settings: map[string]string{"checkpoint_timeout": "1h"}})
 	r := router(t, c, ryw.Options{Repeat: true})
 	end, stop := context.WithCancel(t.Context())
 	var users sync.WaitGroup
@@ -314,10 +304,21 @@ func TestAStandbyThatCrashesIsNotReadTooEarly(t *testing.T) {
 	}
 }
 
+const lastRow = `SELECT coalesce(max(id), 0) FROM rows`
+
 // Reads of one session from several replicas never go back.
 func TestMonotonicReadsDoNotGoBack(t *testing.T) {
 	c := cluster(t)
 	r := router(t, c, ryw.Options{Monotonic: true})
+	doNotGoBack(t, c, r, func(ctx context.Context) (last int64, err error) {
+		return last, r.Read(ctx, func(q ryw.Queries) error { return q.QueryRow(ctx, lastRow).Scan(&last) })
+	})
+}
+
+// doNotGoBack reads the last row in one session while r writes for others and one
+// standby lags.
+func doNotGoBack(t *testing.T, c *replicationtest.Cluster, r *ryw.Router, read func(context.Context) (int64, error)) {
+	t.Helper()
 	if err := c.Standbys[1].Lag(t.Context(), 30*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +327,7 @@ func TestMonotonicReadsDoNotGoBack(t *testing.T) {
 	var writing sync.WaitGroup
 	defer writing.Wait()
 	defer stop()
-	writing.Go(func() { // somebody else
+	writing.Go(func() {
 		for end.Err() == nil {
 			if _, err := write(t.Context(), r); err != nil {
 				t.Error(err)
@@ -337,10 +338,7 @@ func TestMonotonicReadsDoNotGoBack(t *testing.T) {
 	ctx := fresh(t)
 	last := int64(0)
 	for range 300 {
-		var now int64
-		err := r.Read(ctx, func(q ryw.Queries) error {
-			return q.QueryRow(ctx, `SELECT coalesce(max(id), 0) FROM rows`).Scan(&now)
-		})
+		now, err := read(ctx)
 		if err != nil || now < last {
 			t.Fatalf("read %d after %d, %v", now, last, err)
 		}
