@@ -43,6 +43,11 @@ type serveCommand struct {
 }
 
 func (a *app) serveCommand() *cobra.Command {
+	_, c := a.newServe()
+	return c
+}
+
+func (a *app) newServe() (*serveCommand, *cobra.Command) {
 	s := &serveCommand{
 		app: a, primary: primaryFlag(), replica: replicaFlag(), source: sourceFlag(),
 		timeout: period(tracker.DefaultTimeout), longest: period(sidecar.DefaultMaxTimeout),
@@ -105,7 +110,7 @@ signal ends it at once.
 	for _, name := range []string{"listen", "name", "hosts", "max-waiters", "max-streams"} {
 		complete(c, name)
 	}
-	return c
+	return s, c
 }
 
 func (s *serveCommand) run(c *cobra.Command) error {
@@ -127,10 +132,13 @@ type served struct {
 
 // prepare checks all that can be checked before anything runs.
 func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
+	if !c.Flag("log-level").Changed {
+		s.logLevel.value = "info" // what an operator of a service wants to know
+	}
 	if err := s.settings(c); err != nil {
 		return nil, err
 	}
-	s.speakUp(c)
+	s.log = newLogger(s.stderr, s.logLevel.value, s.getenv)
 	v := &served{serveCommand: s}
 	var err error
 	if v.replica, err = s.named(s.replica); err != nil {
@@ -157,14 +165,6 @@ func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
 	}
 	v.listeners, err = listenOn(c.Context(), s.listen)
 	return v, err
-}
-
-// speakUp has the log tell what an operator of a service wants to know, unless --log-level says otherwise.
-func (s *serveCommand) speakUp(c *cobra.Command) {
-	if !c.Flag("log-level").Changed && s.logLevel.value == "warn" {
-		s.logLevel.value = "info"
-	}
-	s.log = newLogger(s.stderr, s.logLevel.value, s.getenv)
 }
 
 // serve answers until ctx ends.

@@ -184,7 +184,7 @@ func (s *serveCommand) setting(f *pflag.Flag) error {
 	key := strings.ReplaceAll(f.Name, "-", "_")
 	variable := "WALWAKE_" + strings.ToUpper(key)
 	if text := s.getenv(variable); text != "" {
-		if err := f.Value.Set(text); err != nil {
+		if err := setFlag(f, text); err != nil {
 			return usagef("%s: %w", variable, err)
 		}
 		return nil
@@ -196,10 +196,25 @@ func (s *serveCommand) setting(f *pflag.Flag) error {
 	if !is || v.text == "" {
 		return nil
 	}
-	if err := f.Value.Set(v.text); err != nil {
+	if err := setFlag(f, v.text); err != nil {
 		return usagef("%s:%d: %s: %w", s.file.name, v.line, key, err)
 	}
 	return nil
+}
+
+// setFlag sets a flag, and says what it wants where that fails.
+func setFlag(f *pflag.Flag, text string) error {
+	err := f.Value.Set(text)
+	if err == nil {
+		return nil
+	}
+	switch f.Value.Type() {
+	case "int":
+		return fmt.Errorf("%.64q: want a whole number", text)
+	case "bool":
+		return fmt.Errorf("%.64q: want true or false", text)
+	}
+	return fmt.Errorf("%.64q: %w", text, err)
 }
 
 // unknownKey refuses a file with a key that is none, the first of several.
