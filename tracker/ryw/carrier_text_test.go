@@ -80,6 +80,12 @@ func TestNoTextIsOlderThanTheSession(t *testing.T) {
 		if int64(got.Token().LSN) < n && !got.OnPrimary() {
 			t.Fatalf("%s after %d was written", text, n)
 		}
+		var merged ryw.Session
+		n = written.Load()
+		merged.Merge(&s)
+		if int64(merged.Token().LSN) < n && !merged.OnPrimary() {
+			t.Fatalf("merged %s after %d was written", merged.Token(), n)
+		}
 	}
 }
 

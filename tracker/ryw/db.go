@@ -98,7 +98,7 @@ func (c *readConn) shows(ctx context.Context) error {
 	case s != l.session, s.OnPrimary():
 		return driver.ErrBadConn
 	}
-	tok := s.Token()
+	tok := needed(s)
 	if tok == l.token {
 		return nil
 	}

@@ -75,13 +75,15 @@ func New(cfg Config) (*Router, error) {
 	return &Router{c, cfg.Primary, pools}, nil
 }
 
-// Queries is what a read may call: what sqlc's DBTX has, batches and copies. It
-// must not be used once the read's function has returned.
+// Queries is what a read may call: what sqlc's DBTX has. It is one connection: all
+// rows of a query have to be read, or closed, before the next one. It must not be used
+// once the read's function has returned.
 type Queries interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+	CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error) // refused by a replica
 }
 
 // ErrNoToken is of a write that was committed and whose token could not be had:

@@ -176,13 +176,10 @@ type lease struct {
 // lease returns a connection to a server that has all that s has seen. tried are
 // those not to be tried, and get those that could not be read from.
 func (c *core) lease(ctx context.Context, s *Session, tried *[]*replica) (lease, error) {
-	var tok tracker.Token
-	if s != nil {
-		if s.OnPrimary() {
-			return c.leasePrimary(ctx, s, false)
-		}
-		tok = s.Token()
+	if s != nil && s.OnPrimary() {
+		return c.leasePrimary(ctx, s, false)
 	}
+	tok := needed(s)
 	for {
 		r, lost, err := c.pick(ctx, tok, *tried)
 		switch {
@@ -208,6 +205,17 @@ func (c *core) lease(ctx context.Context, s *Session, tried *[]*replica) (lease,
 		}
 		*tried = append(*tried, r)
 	}
+}
+
+// needed is the token that a replica must have to be read by s: where that has seen
+// nothing, or is nil, it is only to be known where the replica is.
+func needed(s *Session) tracker.Token {
+	if s != nil {
+		if tok := s.Token(); tok != (tracker.Token{}) {
+			return tok
+		}
+	}
+	return tracker.Token{LSN: 1}
 }
 
 // waitOnPause is between two looks at the replicas, when none of those that have
@@ -338,11 +346,7 @@ func (c *core) ready(tok tracker.Token, not []*replica) (best *replica) {
 
 // may reports whether r may be read from for tok.
 func (r *replica) may(tok tracker.Token, not []*replica) bool {
-	if slices.Contains(not, r) || !r.tracker.Replayed(tok) {
-		return false
-	}
-	_, known := r.tracker.LastReplay()
-	return known
+	return r.tracker.Replayed(tok) && !slices.Contains(not, r)
 }
 
 // vouched reports whether what is read over l shows tok. No round trip is needed

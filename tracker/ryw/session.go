@@ -92,10 +92,11 @@ func (s *Session) OnPrimary() bool {
 
 // Merge notes all that o has seen.
 func (s *Session) Merge(o *Session) {
-	s.Advance(o.Token())
+	// In this order: o's last write may get its token between the two.
 	if o.OnPrimary() {
 		s.RequirePrimary()
 	}
+	s.Advance(o.Token())
 }
 
 type contextKey struct{}

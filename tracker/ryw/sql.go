@@ -59,7 +59,8 @@ func NewSQL(cfg SQLConfig) (*SQLRouter, error) {
 	return &SQLRouter{c, cfg.Primary}, nil
 }
 
-// SQLQueries is Queries for package database/sql: what sqlc's DBTX has.
+// SQLQueries is Queries for package database/sql: what sqlc's DBTX has. It is one
+// connection as well.
 type SQLQueries interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
