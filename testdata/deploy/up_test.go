@@ -241,7 +241,9 @@ func TestComposeUp(t *testing.T) {
 	t.Run("a sidecar that is killed is missed by nobody once it is back", func(t *testing.T) {
 		c := s.containers["walwake1"]
 		must(t, c.cmd.Process.Kill())
-		_ = <-c.exited // by a signal
+		if err := <-c.exited; err == nil {
+			t.Error("it was killed, and ended well")
+		}
 		c.cmd = nil
 		s.up()
 		s.works()
