@@ -12,7 +12,7 @@ import (
 // query on its pool, in turns: p50 of the one in relation to the other.
 func BenchmarkRead(b *testing.B) {
 	c := cluster(b)
-	cfg := ryw.Config{Primary: pool(b, c.Primary.DSN()), Replicas: []ryw.Replica{follow(b, "one", c.Standbys[0].DSN(), c.Standbys[0].DSN())}}
+	cfg := ryw.Config{Options: ryw.Options{Budget: time.Minute}, Primary: pool(b, c.Primary.DSN()), Replicas: []ryw.Replica{follow(b, "one", c.Standbys[0].DSN(), c.Standbys[0].DSN())}}
 	r := newRouter(b, cfg)
 	s := new(ryw.Session)
 	ctx := ryw.NewContext(b.Context(), s)
@@ -25,6 +25,9 @@ func BenchmarkRead(b *testing.B) {
 	bare := func() error { return cfg.Replicas[0].Pool.QueryRow(ctx, query, id).Scan(&got) }
 	routed := func() error {
 		return r.Read(ctx, func(q ryw.Queries) error { return q.QueryRow(ctx, query, id).Scan(&got) })
+	}
+	if err := routed(); err != nil { // the bare one does not wait for the row
+		b.Fatal(err)
 	}
 	var took [2][]time.Duration
 	turn := func() {
