@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/walwake/walwake/cmd/walwake/internal/page"
 	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
 	"github.com/walwake/walwake/tracker"
 )
@@ -78,7 +79,7 @@ an argument.
 Without such a token everybody who reaches the listener may ask, so it is loopback by default. A request whose
 Host header is a name must name localhost or one of --hosts, or a web page could have a browser on this machine
 ask. It runs until it is interrupted or terminated, and answers everybody who waits before it ends; a second
-signal ends it at once.
+signal ends it at once. Its log is of level info, unless --log-level says otherwise.
 
 ` + exitStatuses,
 		Example: `  walwake serve --replica 'host=localhost user=app dbname=app' --primary 'host=db1 user=app dbname=app'
@@ -192,7 +193,7 @@ func (v *served) serve(ctx context.Context) error {
 		Text:      func(s string) string { return oneLine(plain(s)) },
 		Bearer:    v.bearer, Hosts: lowerAll(v.hosts), Waiters: v.waiters, Streams: v.streams,
 		Timeout: time.Duration(v.timeout), MaxTimeout: time.Duration(v.longest), Interval: time.Duration(v.interval),
-		Logger: v.log, Metrics: shown.handler(v.log),
+		Logger: v.log, Metrics: shown.handler(v.log), Page: page.Handler(),
 	}
 	var beside sync.WaitGroup
 	defer beside.Wait()

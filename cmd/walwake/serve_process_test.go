@@ -57,7 +57,12 @@ func through(t *testing.T, cfg sidecar.Config) *tracker.Tracker {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- tr.Run(context.Background()) }()
-	t.Cleanup(func() { tr.Close(); <-ended })
+	t.Cleanup(func() {
+		tr.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 	return tr
 }
 
@@ -307,7 +312,7 @@ func TestTheFirstSignalAnswersAndTheSecondEnds(t *testing.T) {
 	under := &serving{t: t, url: "http://" + p.address}
 	isReady(t, under)
 	// A request that does not end keeps the shutdown waiting.
-	conn, err := net.Dial("tcp", p.address)
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", p.address)
 	if err != nil {
 		t.Fatal(err)
 	}
