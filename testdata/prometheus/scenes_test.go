@@ -168,7 +168,7 @@ func record(t *testing.T) *played {
 		}
 		return failing == 2
 	})
-	during(refused, func() { write() })
+	during(refused, func() { must(tr.Wait(t.Context(), write())) })
 	lasting.Cancel()
 
 	must(c.Primary.Exec(t.Context(), `ALTER ROLE reader REPLICATION`)) // it has to read the timeline's history
