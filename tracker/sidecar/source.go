@@ -134,14 +134,17 @@ func (f *follower) take(name string, data []byte) error {
 		return f.state(data)
 	case "position":
 		var p struct {
-			Epoch uint64      `json:"epoch"`
-			LSN   tracker.LSN `json:"lsn"`
+			Epoch uint64       `json:"epoch"`
+			LSN   *tracker.LSN `json:"lsn"`
 		}
 		if err := json.Unmarshal(data, &p); err != nil {
 			return fmt.Errorf("sidecar: event position: it cannot be read (%w): is it another version of walwake?", err)
 		}
+		if p.LSN == nil {
+			return errors.New("sidecar: event position: it has no LSN: is it another version of walwake?")
+		}
 		if f.epoch != nil && p.Epoch == f.of {
-			f.observe(p.LSN)
+			f.observe(*p.LSN)
 		}
 	case "end":
 		var e struct{ Detail string }
