@@ -73,7 +73,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().Var(&a.logLevel, "log-level", "what the log on stderr tells: debug, info, warn or error")
 	complete(root, "log-level", a.logLevel.of...)
 	root.SetHelpCommand(helpCommand(root))
-	root.AddCommand(a.demoCommand(), a.tokenCommand(), a.waitCommand(), a.statusCommand(), a.doctorCommand(), a.verifyCommand(),
+	root.AddCommand(a.demoCommand(), a.tokenCommand(), a.waitCommand(), a.statusCommand(), a.watchCommand(), a.doctorCommand(), a.verifyCommand(),
 		a.listenCommand(), a.serveCommand(), a.benchCommand(), a.benchLoadCommand())
 	return root
 }
