@@ -50,7 +50,7 @@ func serves(t *testing.T, args []string, env ...string) error {
 			}
 		}
 		select {
-		case <-ended:
+		case <-ended: //nolint:errcheck // what it printed says why
 			return fmt.Errorf("%q: %s", args, out.String())
 		case <-time.After(10 * time.Millisecond):
 		}
