@@ -124,7 +124,18 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // start runs a server until the test ends. change may be nil.
 func start(t testing.TB, change func(*Config)) *kit {
 	t.Helper()
-	k := &kit{t: t, script: newScript(), pipes: &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}, ended: make(chan error, 1)}
+	p := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+	k := startOn(t, p, change)
+	transport := &http.Transport{DialContext: p.dial, DisableCompression: true}
+	k.pipes, k.client = p, &http.Client{Transport: transport}
+	t.Cleanup(transport.CloseIdleConnections)
+	return k
+}
+
+// startOn is start, with a listener of the caller's, and no client.
+func startOn(t testing.TB, l net.Listener, change func(*Config)) *kit {
+	t.Helper()
+	k := &kit{t: t, script: newScript(), ended: make(chan error, 1)}
 	cfg := Config{Hub: NewHub(), Server: "127.0.0.1:5433"}
 	if change != nil {
 		change(&cfg)
@@ -142,11 +153,8 @@ func start(t testing.TB, change func(*Config)) *kit {
 	<-k.script.feeds
 	ctx, stop := context.WithCancel(context.Background())
 	k.stop = stop
-	running.Go(func() { k.ended <- k.server.Serve(ctx, []net.Listener{k.pipes}, nil) })
-	transport := &http.Transport{DialContext: k.pipes.dial, DisableCompression: true}
-	k.client = &http.Client{Transport: transport}
+	running.Go(func() { k.ended <- k.server.Serve(ctx, []net.Listener{l}, nil) })
 	t.Cleanup(func() {
-		transport.CloseIdleConnections()
 		stop()
 		k.tr.Close()
 		running.Wait()

@@ -1,0 +1,300 @@
+package sidecar
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+// clientEnv has the test binary be the client of a benchmark, which is a process of its own so that the sidecar's memory
+// and time can be told from its clients'.
+const clientEnv = "WALWAKE_SIDECAR_BENCH_CLIENT" // address, waits at once, first LSN, step
+
+func TestMain(m *testing.M) {
+	if args := strings.Fields(os.Getenv(clientEnv)); len(args) == 4 {
+		waitMany(args)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// waitMany keeps waits under way, each over a connection of its own: the nth is for first + n*step. With a step of 0 each
+// connection has one. It prints the LSN and the time of each answer, until nobody answers any more.
+func waitMany(args []string) {
+	number := func(i int) uint64 {
+		n, err := strconv.ParseUint(args[i], 10, 64)
+		if err != nil {
+			panic(err)
+		}
+		return n
+	}
+	next, step := number(2), number(3)
+	var mu sync.Mutex
+	take := func(lsn uint64, at time.Time) uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		if lsn != 0 {
+			var line [16]byte
+			binary.BigEndian.PutUint64(line[:], lsn)
+			binary.BigEndian.PutUint64(line[8:], uint64(at.UnixNano()))
+			_, _ = os.Stdout.Write(line[:]) // the parent may be gone
+		}
+		next += step
+		return next - step
+	}
+	var running sync.WaitGroup
+	for range number(1) {
+		conn, err := new(net.Dialer).DialContext(context.Background(), "tcp", args[0])
+		if err != nil {
+			panic(err)
+		}
+		running.Go(func() {
+			defer conn.Close()
+			answers := bufio.NewReaderSize(conn, 512)
+			for lsn := take(0, time.Time{}); ; {
+				if _, err := fmt.Fprintf(conn, "GET /v1/wait?timeout=1m&token=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", tracker.LSN(lsn)); err != nil {
+					return
+				}
+				if !answered(answers) {
+					return
+				}
+				if lsn = take(lsn, time.Now()); step == 0 {
+					_, _ = answers.ReadByte() // until the sidecar ends
+					return
+				}
+			}
+		})
+	}
+	running.Wait()
+}
+
+// answered reads one answer, and reports whether it was a success.
+func answered(r *bufio.Reader) bool {
+	length, success := 0, false
+	for n := 0; ; n++ {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return false
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		if n == 0 {
+			success = bytes.HasSuffix(line, []byte("200 OK"))
+		}
+		if text, is := bytes.CutPrefix(line, []byte("Content-Length: ")); is {
+			length, _ = strconv.Atoi(string(text))
+		}
+		if len(line) == 0 {
+			break
+		}
+	}
+	_, err := r.Discard(length)
+	return err == nil && success
+}
+
+// answersOf hands over what the client prints.
+func answersOf(b *testing.B, out io.Reader, took func(lsn uint64, at time.Time) (more bool)) {
+	b.Helper()
+	r := bufio.NewReader(out)
+	var line [16]byte
+	for {
+		if _, err := io.ReadFull(r, line[:]); err != nil {
+			b.Fatal(err)
+		}
+		if !took(binary.BigEndian.Uint64(line[:]), time.Unix(0, int64(binary.BigEndian.Uint64(line[8:])))) {
+			return
+		}
+	}
+}
+
+// clients starts one that keeps waits under way, and returns what it prints when all wait.
+func clients(b *testing.B, tr *tracker.Tracker, address string, waits int, first, step uint64) io.Reader {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d", clientEnv, address, waits, first, step), "GOGC=400")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed
+	})
+	allWait(b, tr, waits)
+	return out
+}
+
+// allWait returns when so many wait.
+func allWait(b *testing.B, tr *tracker.Tracker, waits int) {
+	b.Helper()
+	for began := time.Now(); tr.Stats().Waiting < waits; time.Sleep(time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			b.Fatalf("%d of %d wait", tr.Stats().Waiting, waits)
+		}
+	}
+}
+
+// beside runs a server on loopback beside a script.
+func beside(b *testing.B) (k *kit, address string) {
+	b.Helper()
+	l, err := new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	k = startOn(b, l, nil)
+	k.script.observe(tracker.Observation{LSN: 1, System: system, Timeline: 1, History: tracker.History{}})
+	return k, l.Addr().String()
+}
+
+// used is what the process holds for its own use: heap and stacks.
+func used() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
+// resident is the process's resident memory.
+func resident(b *testing.B) uint64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0 // not on Linux
+	}
+	pages, _ := strconv.ParseUint(strings.Fields(string(text))[1], 10, 64)
+	return pages * uint64(os.Getpagesize())
+}
+
+// latencies of waits.
+type latencies []time.Duration
+
+func (l latencies) report(b *testing.B) {
+	b.Helper()
+	slices.Sort(l)
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(float64(l[(len(l)-1)*p/100].Nanoseconds())/1e6, fmt.Sprintf("p%d-ms", p))
+	}
+}
+
+const (
+	benchWaits = 10_000
+	benchRate  = 3_000 // positions a second
+	benchLeast = 3_000 // answers, with which a percentile is worth its name
+)
+
+// BenchmarkWaits has 10,000 wait at once, each for a position of its own; 3,000 positions come a second, one for each
+// transaction. The time is from where the tracker takes the position to where the client has the answer.
+func BenchmarkWaits(b *testing.B) {
+	b.Run("library", func(b *testing.B) {
+		k, _ := beside(b)
+		n := max(b.N, benchLeast)
+		moved := make([]time.Time, n+benchWaits)
+		got := make(chan time.Duration, n+benchWaits)
+		for i := range n + benchWaits {
+			if i == benchWaits {
+				break
+			}
+			go func() {
+				for lsn := i; lsn < n; lsn += benchWaits {
+					if k.tr.Wait(b.Context(), tracker.Token{LSN: tracker.LSN(lsn + 2)}) != nil {
+						return
+					}
+					got <- time.Since(moved[lsn])
+				}
+			}()
+		}
+		allWait(b, k.tr, min(n, benchWaits))
+		b.ResetTimer()
+		pace(n, func(i int) { moved[i] = time.Now(); k.script.observe(on(1, tracker.LSN(i+2))) })
+		var all latencies
+		for range n {
+			all = append(all, <-got)
+		}
+		all.report(b)
+	})
+	b.Run("http", func(b *testing.B) {
+		k, address := beside(b)
+		before, residentBefore := used(), resident(b)
+		out := clients(b, k.tr, address, benchWaits, 2, 1)
+		each := float64(used()-before) / benchWaits
+		residentEach := float64(resident(b)-residentBefore) / benchWaits
+		n := max(b.N, benchLeast)
+		moved := make([]time.Time, n)
+		b.ResetTimer()
+		go pace(n, func(i int) { moved[i] = time.Now(); k.script.observe(on(1, tracker.LSN(i+2))) })
+		var all latencies
+		answersOf(b, out, func(lsn uint64, at time.Time) bool {
+			all = append(all, at.Sub(moved[lsn-2]))
+			return len(all) < n
+		})
+		all.report(b)
+		b.ReportMetric(each, "B/wait")
+		b.ReportMetric(residentEach, "resident-B/wait")
+	})
+}
+
+// pace calls f n times, benchRate times a second.
+func pace(n int, f func(i int)) {
+	began := time.Now()
+	for i := range n {
+		if due := time.Duration(i) * time.Second / benchRate; time.Since(began) < due {
+			time.Sleep(due - time.Since(began))
+		}
+		f(i)
+	}
+}
+
+// BenchmarkHerd has 10,000 wait for one position: what it takes until all have their answers.
+func BenchmarkHerd(b *testing.B) {
+	b.Run("library", func(b *testing.B) {
+		k, _ := beside(b)
+		var all latencies
+		for lsn := tracker.LSN(2); b.Loop(); lsn++ {
+			got := make(chan time.Time, benchWaits)
+			for range benchWaits {
+				go func() {
+					_ = k.tr.Wait(b.Context(), tracker.Token{LSN: lsn})
+					got <- time.Now()
+				}()
+			}
+			allWait(b, k.tr, benchWaits)
+			moved := time.Now()
+			k.script.observe(on(1, lsn))
+			for range benchWaits {
+				all = append(all, (<-got).Sub(moved))
+			}
+		}
+		all.report(b)
+	})
+	b.Run("http", func(b *testing.B) {
+		k, address := beside(b)
+		out := clients(b, k.tr, address, benchWaits, 2, 0) // all for the same
+		moved := time.Now()
+		k.script.observe(on(1, 2))
+		var all latencies
+		answersOf(b, out, func(_ uint64, at time.Time) bool {
+			all = append(all, at.Sub(moved))
+			return len(all) < benchWaits
+		})
+		all.report(b)
+	})
+}
