@@ -110,7 +110,7 @@ func account(t *testing.T, name string) *syscall.Credential {
 
 var (
 	absolute = regexp.MustCompile(`(^|[= ])(/[^ =]*)`)
-	hosts    = regexp.MustCompile(`\bhost=([a-z0-9.-]+)`)
+	hosts    = regexp.MustCompile(`\bhost=([a-z][a-z0-9]*)`)
 	ports    = regexp.MustCompile(`\b(?:0\.0\.0\.0|127\.0\.0\.1):7432\b`)
 )
 

@@ -108,7 +108,7 @@ func TestTheKubernetesExamplesRunTheSidecar(t *testing.T) {
 				for _, v := range c.Env {
 					value := strings.ReplaceAll(v.Value, "$(POD)", "patronidemo-0")
 					if v.Name == "WALWAKE_REPLICA" || v.Name == "WALWAKE_PRIMARY" { // of this machine, nothing answers there
-						value = hosts.ReplaceAllString(value, "host=127.0.0.1 port=1")
+						value = strings.Replace(value, "host="+hostOf(value), "host=127.0.0.1 port=1", 1)
 						value = strings.NewReplacer(" sslrootcert=/ca/ca.crt", "", "verify-full", "require", "verify-ca", "require").Replace(value)
 					}
 					if v.ValueFrom != nil {

@@ -212,10 +212,16 @@ func TestComposeUp(t *testing.T) {
 		system := s.sql("primary", `SELECT system_identifier FROM pg_control_system()`)
 		before := s.secret("walwake.pgpass")
 		must(t, s.down())
+		// A run of secrets.sh was interrupted: a password is not in its place, and a file is left of it.
+		secrets := filepath.Join(s.dir, "volumes/secrets")
+		must(t, os.Rename(filepath.Join(secrets, "grafana"), filepath.Join(secrets, "grafana.new")))
 		s.up()
 		s.works()
 		if after := s.sql("primary", `SELECT system_identifier FROM pg_control_system()`); after != system || s.secret("walwake.pgpass") != before {
 			t.Errorf("another cluster, or other passwords: %s, %s", system, after)
+		}
+		if len(s.secret("grafana")) != 64 {
+			t.Error("there is no password for Grafana")
 		}
 		for _, file := range s.containers["primary"].initFiles() {
 			_, err := s.containers["primary"].exec(t.Context(), "psql", "-X", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "app", "-f", s.inside("primary", file))

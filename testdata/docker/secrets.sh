@@ -12,6 +12,7 @@ chmod 0755 .
 
 # keep NAME OWNER puts what comes on stdin into a file, whole or not at all.
 keep() {
+	rm -f "$1.new" # of a run that was interrupted, and belongs to somebody else by now
 	cat >"$1.new"
 	chmod 0400 "$1.new"
 	[ "$(id -u)" != 0 ] || chown "$2" "$1.new"
