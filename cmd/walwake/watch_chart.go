@@ -35,7 +35,12 @@ var (
 			}
 			return lag.late.Seconds()
 		},
-		func(v float64) string { return short(time.Duration(v * float64(time.Second))) },
+		func(v float64) string {
+			if v == 0 {
+				return "0 s"
+			}
+			return short(time.Duration(v * float64(time.Second)))
+		},
 	}
 	replaySpeed = series{
 		func(p *sight, i int) float64 {

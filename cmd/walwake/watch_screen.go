@@ -22,7 +22,9 @@ func (w *watchCommand) onScreen(ctx context.Context, seen *watched) error {
 	}
 	tones := tonesOf(w.getenv("NO_COLOR") == "")
 	for {
-		draw(screen, seen.sight(), &tones)
+		p := seen.sight()
+		p.samples, p.looks = seen.kept()
+		draw(screen, &p, &tones)
 		select {
 		case <-seen.changed:
 		case e := <-screen.EventQ():
@@ -65,7 +67,7 @@ func tonesOf(colour bool) (of [tones]tcell.Style) {
 	return of
 }
 
-func draw(screen tcell.Screen, p sight, styles *[tones]tcell.Style) {
+func draw(screen tcell.Screen, p *sight, styles *[tones]tcell.Style) {
 	width, height := screen.Size()
 	screen.Clear()
 	for y, line := range p.view(width, height) {

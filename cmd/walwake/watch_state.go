@@ -56,7 +56,7 @@ type sight struct {
 	state    tracker.State
 	stats    tracker.Stats
 	lag      lagNow
-	samples  []sample    // oldest first
+	samples  []sample    // oldest first; only the screen has them
 	looks    uint64      // the latest sample's number
 	events   []happening // oldest first
 }
@@ -134,10 +134,12 @@ func (w *watched) sample(state tracker.State) {
 	}
 	if note := oneLine(plain(state.Note)); note != w.note {
 		w.note = note
-		if note == "" {
-			note = "nothing holds it back any more"
+		switch {
+		case note != "":
+			w.tellLocked("note", note)
+		case state.Known: // or it fell with the standby
+			w.tellLocked("note", "nothing holds it back any more")
 		}
-		w.tellLocked("note", note)
 	}
 	keep := max(minSamples, int(watchSpan/w.interval)*3/2)
 	if len(w.samples) >= 2*keep {
@@ -214,7 +216,7 @@ func (w *watched) poke() {
 	}
 }
 
-// sight returns what is to be shown.
+// sight returns what is to be shown, but for the samples.
 func (w *watched) sight() sight {
 	state, stats := w.State(), w.Stats()
 	now := time.Now()
@@ -222,13 +224,19 @@ func (w *watched) sight() sight {
 	defer w.mu.Unlock()
 	p := sight{
 		now: now, interval: w.interval, server: w.server.address, state: state, stats: stats,
-		lag:     w.lagLocked(state, now),
-		samples: slices.Clone(w.samples), looks: w.looks, events: slices.Clone(w.events),
+		lag: w.lagLocked(state, now), looks: w.looks, events: slices.Clone(w.events),
 	}
 	if w.primary != nil {
 		p.primary = w.primary.address
 	}
 	return p
+}
+
+// kept returns the samples, and how many there ever were.
+func (w *watched) kept() ([]sample, uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.samples), w.looks
 }
 
 // lagLocked says how far behind a state is.

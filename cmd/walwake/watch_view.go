@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/clipperhouse/displaywidth"
+
+	"github.com/walwake/walwake/replication"
 )
 
 // tone says how a text looks, where the terminal can.
@@ -81,7 +83,7 @@ func (p *sight) view(width, height int) []line {
 	for _, d := range densities {
 		v = &view{sight: p, density: d, width: width}
 		v.draw()
-		if len(v.lines)+d.happen+1 <= height {
+		if len(v.lines)+v.absent()+d.happen+1 <= height {
 			break
 		}
 	}
@@ -108,8 +110,19 @@ func (v *view) draw() {
 	v.gap()
 	v.charts()
 	v.sources()
-	v.row("counts", fmt.Sprintf("%d observations, %s, %s, %s", v.stats.Observations, several(v.stats.Epochs, "epoch"),
+	v.row("counts", fmt.Sprintf("%s, %s, %s, %s", several(v.stats.Observations, "observation"), several(v.stats.Epochs, "epoch"),
 		several(v.stats.Failures, "failure"), several(v.stats.SourceChanges, "source change")), toneDim)
+}
+
+// absent is how many lines may come and go: for them the charts do not change their height.
+func (v *view) absent() (lines int) {
+	if v.holds() == "" {
+		lines = 1
+	}
+	if len(v.state.Ladder) == 0 {
+		lines += len(replication.Kinds())
+	}
+	return lines
 }
 
 // several is a number of things.
@@ -185,7 +198,7 @@ func (v *view) position() {
 	}
 	text += v.ago(st.ObservedAt)
 	v.row(roleOf(st.Position), text, toneText)
-	if st.Position.System != 0 && v.gaps {
+	if st.Position.System != 0 && v.gaps && v.width >= labelled+20 {
 		v.row("system", fmt.Sprint(st.Position.System), toneText)
 	}
 }
@@ -232,10 +245,12 @@ func (v *view) ago(at time.Time) string {
 	return ", " + rounded(d) + " ago"
 }
 
-// rounded is a time in seconds, without those that are none.
+// rounded is a time in seconds, or in steps of five where it is long.
 func rounded(d time.Duration) string {
-	d = d.Round(time.Second)
-	if d >= time.Minute && d%time.Minute == 0 {
+	if d >= time.Minute {
+		d = d.Round(5 * time.Second)
+	}
+	if d = d.Round(time.Second); d >= time.Minute && d%time.Minute == 0 {
 		return strings.TrimSuffix(d.String(), "0s")
 	}
 	return d.String()
