@@ -61,6 +61,7 @@ func (l *log) String() string {
 func (s *stack) create(service types.ServiceConfig) *container {
 	t := s.t
 	c := &container{stack: s, service: service, root: filepath.Join(s.dir, service.Name), port: freePort(t)}
+	s.folder(c.root, 0o755)
 	for _, v := range service.Volumes {
 		at := filepath.Join(s.dir, "volumes", v.Source)
 		if v.Type == types.VolumeTypeBind { // copied, since the user of the container may not get at the working tree
@@ -262,12 +263,12 @@ func (c *container) launch() {
 	if c.isPostgres() && len(c.service.Entrypoint) == 0 {
 		c.officialEntrypoint(words)
 	}
-	c.cmd = c.process(context.Background(), words...)
-	c.cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT // the tests leave nothing behind, however they end
-	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.out
-	must(t, c.cmd.Start())
-	c.exited = make(chan error, 1)
-	go func(cmd *exec.Cmd) { c.exited <- cmd.Wait() }(c.cmd)
+	cmd := c.process(context.Background(), words...)
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT // the tests leave nothing behind, however they end
+	cmd.Stdout, cmd.Stderr = &c.out, &c.out
+	must(t, cmd.Start())
+	c.cmd, c.exited = cmd, make(chan error, 1)
+	go func() { c.exited <- cmd.Wait() }()
 }
 
 // healthy waits until the health check says so.

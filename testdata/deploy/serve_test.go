@@ -28,9 +28,10 @@ func serves(t *testing.T, args []string, env ...string) error {
 	for i := range args {
 		args[i] = strings.ReplaceAll(args[i], "0.0.0.0:7432", "127.0.0.1:0")
 	}
+	program := binary(t) // which may have to be built
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary(t), args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	var out log
 	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &out, append([]string{"PATH=/nowhere"}, env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

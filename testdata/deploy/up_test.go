@@ -142,16 +142,17 @@ func TestComposeUp(t *testing.T) {
 			{"standby1", "walwake", "app", "database", "IDENTIFY_SYSTEM", true},
 			{"primary", "replicator", "app", "true", "IDENTIFY_SYSTEM", true},
 			{"primary", "walwake", "app", "", "SELECT count(*) FROM orders", false}, // reads no table
-			{"primary", "walwake", "app", "", "CREATE TABLE mine ()", false},        // makes none
-			{"primary", "walwake", "app", "true", "IDENTIFY_SYSTEM", false},         // copies no cluster,
-			{"standby1", "walwake", "app", "true", "IDENTIFY_SYSTEM", false},        // nor here
-			{"primary", "walwake", "postgres", "", "SELECT 1", false},               // one database
-			{"standby1", "replicator", "app", "true", "IDENTIFY_SYSTEM", false},     // of the primary alone
-			{"primary", "replicator", "app", "", "SELECT 1", false},                 // asks nothing
-			{"primary", "app", "app", "true", "IDENTIFY_SYSTEM", false},             // replicates nothing
-			{"primary", "app", "app", "", "SELECT pg_promote()", false},             // governs nothing
-			{"primary", "app", "app", "", "COPY orders TO PROGRAM 'cat'", false},    // runs nothing
-			{"primary", "superuser", "app", "", "SELECT 1", false},                  // comes in by the socket alone
+			{"primary", "walwake", "app", "", "CREATE TABLE mine ()", false},
+			{"primary", "walwake", "app", "", "CREATE TEMP TABLE mine ()", false}, // makes none
+			{"primary", "walwake", "app", "true", "IDENTIFY_SYSTEM", false},       // copies no cluster,
+			{"standby1", "walwake", "app", "true", "IDENTIFY_SYSTEM", false},      // nor here
+			{"primary", "walwake", "postgres", "", "SELECT 1", false},             // one database
+			{"standby1", "replicator", "app", "true", "IDENTIFY_SYSTEM", false},   // of the primary alone
+			{"primary", "replicator", "app", "", "SELECT 1", false},               // asks nothing
+			{"primary", "app", "app", "true", "IDENTIFY_SYSTEM", false},           // replicates nothing
+			{"primary", "app", "app", "", "SELECT pg_promote()", false},           // governs nothing
+			{"primary", "app", "app", "", "COPY orders TO PROGRAM 'cat'", false},  // runs nothing
+			{"primary", "superuser", "app", "", "SELECT 1", false},                // comes in by the socket alone
 		} {
 			role := c.role
 			_, err := s.as(t.Context(), c.on, role, c.database, c.replication, c.query)
