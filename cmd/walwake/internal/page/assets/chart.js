@@ -6,6 +6,8 @@ const { uPlot } = window;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const powers = (base, count) => Array.from({ length: count }, (_, i) => base ** i);
 
+const seconds = [5, 10, 15, 30, 60, 120, 180, 300]; // between two times that are named
+
 // A scale's ticks, and its least range: an idle replica is a flat line, and not noise.
 const kinds = {
   lsn: { text: formatLSN, least: 4096, steps: powers(2, 53), width: 11 },
@@ -71,7 +73,7 @@ export class Chart {
       cursor: { drag: { x: false, y: false }, sync: { key: "walwake" }, points: { size: 6 } },
       scales: { x: { time: true, range: () => this.#window }, y: { range: (_, min, max) => range(this.#kind, min, max) } },
       axes: [
-        { ...axis, space: 76, size: 30, values: (_, ticks) => ticks.map((s) => clock(s * 1000)) },
+        { ...axis, space: 76, size: 30, incrs: seconds, values: (_, ticks) => ticks.map((s) => clock(s * 1000)) },
         { ...axis, space: 32, size: width * 7 + 12, incrs: steps, values: (_, ticks) => ticks.map(text) },
       ],
       series: [

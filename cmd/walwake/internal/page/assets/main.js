@@ -128,7 +128,7 @@ function announce() {
     announced = title;
     view.put("announcement", title);
     announce();
-  }, announced === "" ? 0 : 3000);
+  }, announced === "" ? 1000 : 3000); // the page opens, and is connected a moment later
 }
 
 $("bearer").addEventListener("submit", (e) => {

@@ -3,7 +3,7 @@
 
 const keepalive = "500ms"; // the longest silence that is asked for
 const lookEvery = 250; // ms
-const silentAfter = 6; // looks without a byte: 1.5 s
+const silentAfter = 5; // looks without a byte: 1.25 s
 const retryAfter = 500; // ms, and at random up to half as much again, so that many pages do not come at once
 
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -75,7 +75,7 @@ export class Sidecar {
     const abort = new AbortController();
     let quiet = 0;
     // Looks are counted, and not time: a page that was asleep itself has not heard anything either.
-    const watch = setInterval(() => ++quiet > silentAfter && abort.abort(), lookEvery);
+    const watch = setInterval(() => ++quiet >= silentAfter && abort.abort(), lookEvery);
     try {
       const headers = this.#lastID === "" ? {} : { "Last-Event-ID": this.#lastID };
       const answer = await this.#fetch(`v1/stream?keepalive=${keepalive}`, { headers, signal: abort.signal });

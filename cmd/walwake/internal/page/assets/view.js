@@ -116,12 +116,12 @@ export function figures(model) {
 }
 
 export function ladder({ state }) {
-  if (!state) return;
+  const rungs = state?.ladder ?? [];
   const word = (r) =>
     r.up ? { text: r.source === state.source ? "in use" : "up", kind: "up" }
     : r.resting ? { text: "resting", kind: "resting" }
     : { text: "not up", kind: "down" };
-  rows("ladder-rows", state.ladder.map((r) => [r.source, word(r), r.reason, moment(Date.parse(r.since))]), "No source yet.", 4);
+  rows("ladder-rows", rungs.map((r) => [r.source, word(r), r.reason, moment(Date.parse(r.since))]), "No source yet.", 4);
 }
 
 export function events(model) {

@@ -1,0 +1,117 @@
+package page_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
+	"github.com/walwake/walwake/replication/replicationtest"
+)
+
+// bound is how long the page may take to show what has happened.
+const bound = 2 * time.Second
+
+// up is since when a source is up.
+func up(t *testing.T, s *running, source string) time.Time {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.address+"/v1/position", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var p sidecar.Position
+	if err := json.NewDecoder(resp.Body).Decode(&p); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range p.Ladder {
+		if r.Source == source && r.Up {
+			return r.Since
+		}
+	}
+	t.Fatalf("%s is not up: %+v", source, p.Ladder)
+	return time.Time{}
+}
+
+func TestThePageShowsAStreamThatDropsAndComesBack(t *testing.T) {
+	primary, standby := cluster(t)
+	proxy, err := replicationtest.NewProxy(t.Context(), standby)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(proxy.Close)
+	s := serve(t, primary, proxy.DSN(), nil)
+	s.waits()
+	p := open(t, s.address)
+	const following = `document.getElementById("status-title").textContent === "Following by physical"`
+	p.until(following)
+	for range 2 {
+		proxy.SlowStreams(300 * time.Millisecond) // which holds back the end of the stream too, so that it is not back before anybody can see that it was away
+		dropped := time.Now()
+		if err := standby.Exec(t.Context(), `select pg_terminate_backend(pid) from pg_stat_replication`); err != nil {
+			t.Fatal(err)
+		}
+		p.showing("fallback")
+		gone := p.since(dropped, func(m moment) bool { return m.State == "fallback" && strings.HasPrefix(m.Title, "On a fallback: ") })
+		p.until(`document.querySelector("#events-rows").textContent.includes("is in use, it was physical")`)
+		p.until(`document.querySelector("#ladder-rows tr").textContent.includes("physicalnot up")`)
+		if detail := p.text("status-detail"); !strings.Contains(detail, "physical: ") {
+			t.Errorf("the page says %s", detail)
+		}
+		proxy.SlowStreams(0)
+		p.until(following)
+		since := up(t, s, "physical")
+		back := p.since(since, func(m moment) bool { return m.State == "following" && m.Title == "Following by physical" })
+		t.Logf("shown after %s, and the way back %s after it", gone, back)
+		if gone > bound || back > bound {
+			t.Errorf("want both shown within %s", bound)
+		}
+	}
+	p.clean(false)
+}
+
+func TestThePageSaysSinceWhenTheSidecarIsAwayAndComesBackByItself(t *testing.T) {
+	primary, standby := cluster(t)
+	s := serve(t, primary, standby.DSN(), nil)
+	p := open(t, s.address)
+	p.showing("following")
+	for _, c := range []struct {
+		name       string
+		away, back func()
+		says       string
+	}{
+		{"killed", s.kill, s.start, ""},
+		{"stopped for a while", func() { s.signal(syscall.SIGSTOP) }, func() { s.signal(syscall.SIGCONT) }, ""},
+		{"shut down", func() { s.signal(syscall.SIGTERM); _ = s.cmd.Wait() }, s.start, "It said: the sidecar is shutting down"},
+	} {
+		before := time.Now()
+		c.away()
+		p.showing("away")
+		away := p.since(before, func(m moment) bool { return m.State == "away" })
+		detail := p.text("status-detail")
+		clock, _, _ := strings.Cut(strings.TrimPrefix(detail, "Since "), ".")
+		since, err := time.ParseInLocation(time.DateTime, before.Format(time.DateOnly+" ")+clock, time.Local)
+		if err != nil || since.Before(before.Add(-bound)) || since.After(time.Now()) || !strings.Contains(detail, c.says) {
+			t.Errorf("%s at %s: the page says %s (%v)", c.name, before, detail, err)
+		}
+		returned := time.Now()
+		c.back()
+		p.showing("following")
+		back := p.since(returned, func(m moment) bool { return m.State == "following" })
+		t.Logf("%s: shown after %s, and the way back %s after the beginning of it", c.name, away, back)
+		if away > bound {
+			t.Errorf("%s: want it shown within %s, got %s", c.name, bound, away)
+		}
+		p.until(`document.querySelector("#events-rows").textContent.includes("the sidecar answers again")`)
+	}
+	p.until(fmt.Sprintf(past, write(t, primary)))
+	p.clean(true)
+}
