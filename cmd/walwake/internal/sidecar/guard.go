@@ -15,9 +15,7 @@ import (
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Cross-Origin-Resource-Policy", "same-origin")
-		h.Set("Cache-Control", "no-store")
+		commonHeaders(h)
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // that of the connection's last answer
 		if p := s.refused(r); p != nil {
 			if p.Status == http.StatusUnauthorized {
@@ -29,6 +27,13 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// commonHeaders are those of all answers.
+func commonHeaders(h http.Header) {
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
 }
 
 // dismiss keeps the server from reading a body that nobody wants.

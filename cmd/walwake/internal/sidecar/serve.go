@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -42,10 +41,9 @@ func (s *Server) Serve(ctx context.Context, listeners []net.Listener, tlsConfig 
 	defer stop()
 	running.Go(func() { s.cfg.Hub.run(run, s) })
 	failed := make(chan error, len(listeners))
-	open := new(atomic.Int64)
 	for _, l := range listeners {
 		running.Go(func() {
-			limited := &limitedListener{Listener: l, open: open, most: int64(s.cfg.Conns), log: s.cfg.Logger}
+			limited := s.limit(l)
 			var err error
 			if tlsConfig != nil && l.Addr().Network() != "unix" {
 				err = srv.ServeTLS(limited, "", "")
@@ -68,6 +66,7 @@ func (s *Server) Serve(ctx context.Context, listeners []net.Listener, tlsConfig 
 	if srv.Shutdown(late) != nil {
 		_ = srv.Close()
 	}
+	s.parked.Wait()
 	return err
 }
 
@@ -76,42 +75,4 @@ func (s *Server) base(l net.Listener) context.Context {
 		return context.WithValue(s.ctx, socketKey{}, true)
 	}
 	return s.ctx
-}
-
-// limitedListener closes connections beyond most.
-type limitedListener struct {
-	net.Listener
-	open *atomic.Int64
-	most int64
-	log  *slog.Logger
-}
-
-// Accept is net.Listener's.
-func (l *limitedListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if l.open.Add(1) <= l.most {
-			return &limitedConn{Conn: c, open: l.open}, nil
-		}
-		l.open.Add(-1)
-		_ = c.Close()
-		l.log.Warn("connection refused: too many are open", "limit", l.most)
-	}
-}
-
-type limitedConn struct {
-	net.Conn
-	open   *atomic.Int64
-	closed atomic.Bool
-}
-
-// Close is net.Conn's.
-func (c *limitedConn) Close() error {
-	if !c.closed.Swap(true) {
-		c.open.Add(-1)
-	}
-	return c.Conn.Close()
 }

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -23,6 +24,8 @@ type Server struct {
 	shut context.CancelCauseFunc
 
 	waiting, streaming atomic.Int64
+	open               atomic.Int64   // connections
+	parked             sync.WaitGroup // what runs beside net/http
 	dropped            atomic.Uint64
 	answers            [600]atomic.Uint64 // by status
 }
@@ -40,6 +43,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, boot: rand.Text()[:10]}
 	s.ctx, s.shut = context.WithCancelCause(context.Background())
 	cfg.Hub.attach(s)
+	cfg.Hub.look(s) // so that there always is a frame
 	return s, nil
 }
 

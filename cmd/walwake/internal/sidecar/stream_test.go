@@ -1,8 +1,11 @@
 package sidecar
 
 import (
+	"context"
 	"errors"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -28,6 +31,27 @@ func TestAStreamBeginsWithThePresentState(t *testing.T) {
 			t.Errorf("who comes later: got %+v", p)
 		}
 	})
+}
+
+// A client may come before the hub has made its first frame.
+func TestAStreamThatComesFirstBeginsWithTheStateToo(t *testing.T) {
+	hub := NewHub()
+	tr, err := tracker.New(tracker.Config{Source: newScript()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Tracker: tr, Hub: hub})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := httptest.NewServer(s.Handler()) // without Serve, the hub does not run
+	t.Cleanup(l.Close)                   // after the stream
+	k := &kit{t: t, client: &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", l.Listener.Addr().String())
+	}}}}
+	if p := read[Position](t, k.stream("").until("state")); p.Known || p.Boot == "" {
+		t.Errorf("got %+v", p)
+	}
 }
 
 func TestPositionsCoalesceAndTheLatestWins(t *testing.T) {

@@ -31,20 +31,30 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, tooMany.problem("as many waits as the sidecar takes are under way: wait less long, or raise --max-waiters"))
 		return
 	}
-	defer s.waiting.Add(-1)
 	if target.System == 0 && s.cfg.RecordEnd != nil {
 		lsn, err := s.cfg.RecordEnd(r.Context(), target.LSN)
 		if err != nil {
+			s.waiting.Add(-1)
 			s.fail(w, unknown.problem(s.cfg.Text(err.Error())))
 			return
 		}
 		target.LSN = lsn
 	}
 	start := time.Now()
-	err := s.wait(r.Context(), target, timeout)
-	waited := time.Since(start)
+	answer := func(w http.ResponseWriter, err error) {
+		s.waiting.Add(-1)
+		s.answerWait(w, target, time.Since(start), err)
+	}
+	if s.cfg.Tracker.Replayed(target) {
+		answer(w, nil)
+		return
+	}
+	s.await(w, r, timeout, func(ctx context.Context) error { return s.cfg.Tracker.Wait(ctx, target) }, answer)
+}
+
+func (s *Server) answerWait(w http.ResponseWriter, target tracker.Token, waited time.Duration, err error) {
 	if err != nil {
-		s.fail(w, s.waitProblem(r.Context(), target, waited, err))
+		s.fail(w, s.waitProblem(target, waited, err))
 		return
 	}
 	a := WaitAnswer{Result: "replayed", Target: target.LSN, Source: s.cfg.Tracker.State().Source, WaitedUS: waited.Microseconds()}
@@ -75,17 +85,8 @@ func (s *Server) parseWait(query string) (target tracker.Token, timeout time.Dur
 	return target, timeout, nil
 }
 
-func (s *Server) wait(ctx context.Context, target tracker.Token, timeout time.Duration) error {
-	if s.cfg.Tracker.Replayed(target) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	return s.cfg.Tracker.Wait(ctx, target)
-}
-
 // waitProblem says how a wait ended.
-func (s *Server) waitProblem(ctx context.Context, target tracker.Token, waited time.Duration, err error) *Problem {
+func (s *Server) waitProblem(target tracker.Token, waited time.Duration, err error) *Problem {
 	d := &WaitDetail{Target: &target.LSN, WaitedUS: waited.Microseconds(), Source: s.cfg.Tracker.State().Source}
 	o, known := s.cfg.Tracker.LastReplay()
 	late, isLate := errors.AsType[*tracker.TimeoutError](err)
@@ -101,8 +102,6 @@ func (s *Server) waitProblem(ctx context.Context, target tracker.Token, waited t
 	text := s.cfg.Text(err.Error())
 	var p *Problem
 	switch {
-	case errors.Is(context.Cause(ctx), errShutdown), errors.Is(err, tracker.ErrClosed):
-		p = shuttingDown.problem("the wait is not over: ask again, or read from the primary")
 	case errors.Is(err, tracker.ErrDiverged):
 		p = diverged.problem(text + ": write again")
 	case errors.Is(err, tracker.ErrWrongSystem):
@@ -111,8 +110,10 @@ func (s *Server) waitProblem(ctx context.Context, target tracker.Token, waited t
 		p = tooMany.problem(text)
 	case isLate && !late.Known:
 		p = unknown.problem(text + ": read from the primary, or ask again")
-	default: // also a client that is gone, which reads nothing
+	case isLate:
 		p = timedOut.problem(text)
+	default: // or the client is gone, and reads nothing
+		p = shuttingDown.problem("the wait is not over: ask again, or read from the primary")
 	}
 	p.WaitDetail = d
 	return p
