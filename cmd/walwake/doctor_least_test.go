@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
 	"github.com/walwake/walwake/replication/replicationtest"
 )
 
@@ -106,5 +108,30 @@ func TestASourceNeedsWhatIsSaidAndNothingMore(t *testing.T) {
 			exec(`REVOKE EXECUTE ON FUNCTION pg_log_standby_snapshot() FROM walwake`)
 		}
 		exec(`DROP ROLE walwake`)
+	}
+}
+
+// What SECURITY.md says of the sidecar's limits is what they are.
+func TestTheLimitsAreThoseOfSecurityMD(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../.github/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	thousands := func(n int) string { return fmt.Sprintf("%d,%03d", n/1000, n%1000) }
+	for _, want := range []string{
+		"`--max-waiters` (" + thousands(sidecar.DefaultWaiters) + ")",
+		"`--max-streams` (" + thousands(sidecar.DefaultStreams) + ")",
+		fmt.Sprintf("`--max-timeout` (%.0f m)", sidecar.DefaultMaxTimeout.Minutes()),
+		fmt.Sprintf("%.0f s to take an answer", sidecar.DefaultWriteTimeout.Seconds()),
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("it does not say %s", want)
+		}
+	}
+	short := env{"WALWAKE_REPLICA": "host=h", "WALWAKE_BEARER": strings.Repeat("x", 15)}
+	walwake(t, short, "serve").is(exitUsage).says("at least 16")
+	if !strings.Contains(string(text), "at least 16 bytes") {
+		t.Error("it does not say how long a bearer token is")
 	}
 }
