@@ -94,7 +94,7 @@ func (s *Server) Handler() http.Handler {
 	}
 	mux.HandleFunc("/v1/", s.serveNothing)
 	if s.cfg.Page != nil {
-		mux.HandleFunc("/", s.only(s.cfg.Page.ServeHTTP, http.MethodGet, http.MethodHead))
+		mux.HandleFunc("/", s.only(s.servePage, http.MethodGet, http.MethodHead))
 	} else {
 		mux.HandleFunc("/", s.serveNothing)
 	}
@@ -108,6 +108,11 @@ func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) {
 	}
 	s.deadline(w)
 	s.cfg.Metrics.ServeHTTP(w, r)
+}
+
+func (s *Server) servePage(w http.ResponseWriter, r *http.Request) {
+	s.deadline(w)
+	s.cfg.Page.ServeHTTP(w, r)
 }
 
 // only lets methods through.
