@@ -1,0 +1,129 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/walwake/walwake/tracker"
+)
+
+func TestWatchLag(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	standby := tracker.Observation{LSN: 100, System: 1, Timeline: 1, Epoch: 1}
+	primary := tracker.Token{System: 1, Timeline: 1, LSN: 150}
+	for _, c := range []struct {
+		name     string
+		alone    bool
+		interval time.Duration
+		said     string
+		state    tracker.State
+		want     lagNow
+	}{
+		{"the replica is down", false, 1, "", tracker.State{Primary: primary, PrimaryHeard: now}, lagNow{reason: "the replica's position is not known"}},
+		{"a primary", false, 1, "", tracker.State{Known: true, Position: tracker.Observation{Primary: true}}, lagNow{known: true, from: "measured"}},
+		{"none is named", true, 1, "", tracker.State{Known: true, Position: standby}, lagNow{reason: "name the primary in --primary"}},
+		{"it has not answered yet", false, 1, "", tracker.State{Known: true, Position: standby}, lagNow{reason: "the primary's position is not known"}},
+		{"it cannot be asked", false, 1, "connection refused", tracker.State{Known: true, Position: standby}, lagNow{reason: "connection refused"}},
+		{
+			"it has not answered lately", false, time.Second, "connection refused",
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now.Add(-11 * time.Second)},
+			lagNow{reason: "connection refused"},
+		},
+		{
+			"it is asked seldom", false, time.Minute, "",
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now.Add(-2 * time.Minute)},
+			lagNow{known: true, from: "measured"},
+		},
+		{
+			"it has not answered for long, though it is asked seldom", false, time.Minute, "no answer",
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now.Add(-4 * time.Minute)},
+			lagNow{reason: "no answer"},
+		},
+		{
+			"the system is not known", false, 1, "",
+			tracker.State{Known: true, Position: tracker.Observation{LSN: 100}, Primary: primary, PrimaryHeard: now},
+			lagNow{reason: "the replica's cluster is not known"},
+		},
+		{
+			"behind for a time", false, 1, "",
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, Behind: 50, BehindFor: time.Second, ETA: time.Minute},
+			lagNow{known: true, bytes: 50, late: time.Second, from: "measured"},
+		},
+		{
+			"behind, by its speed", false, 1, "",
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, Behind: 50, ETA: time.Minute},
+			lagNow{known: true, bytes: 50, late: time.Minute, from: "estimated"},
+		},
+		{
+			"behind, for it is not known how long", false, 1, "",
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, Behind: 50},
+			lagNow{known: true, bytes: 50},
+		},
+	} {
+		w := &watched{interval: c.interval, said: c.said, primary: &server{}}
+		if c.alone {
+			w.primary = nil
+		}
+		if got := w.lagLocked(c.state, now); got != c.want {
+			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestWatchKeepsSomeOfWhatItSaw(t *testing.T) {
+	t.Parallel()
+	w := &watched{interval: time.Second, changed: make(chan struct{}, 1)}
+	const looks = 5000
+	for i := range looks {
+		w.sample(tracker.State{Known: true, Position: tracker.Observation{LSN: tracker.LSN(i), Epoch: 1}})
+		w.failed(fmt.Errorf("failure %d", i/2))
+	}
+	samples, n := w.kept()
+	if last := samples[len(samples)-1]; n != looks || last.lsn != looks-1 || len(samples) < int(watchSpan/time.Second) || len(samples) > 1000 {
+		t.Errorf("%d of %d samples, the last at %s", len(samples), n, last.lsn)
+	}
+	for i := range samples[1:] {
+		if samples[i].lsn+1 != samples[i+1].lsn {
+			t.Fatalf("a sample is missing between %s and %s", samples[i].lsn, samples[i+1].lsn)
+		}
+	}
+	if len(w.events) != maxHappened {
+		t.Errorf("got %d events, want %d", len(w.events), maxHappened)
+	}
+	for i, e := range w.events {
+		if want := fmt.Sprintf("failure %d", looks/2-maxHappened+i); e.text != want || e.times != 2 || e.kind != "failed" {
+			t.Errorf("got %+v, want %s twice", e, want)
+		}
+	}
+}
+
+func TestWatchTellsOfAnotherTimelineRoleAndNote(t *testing.T) {
+	t.Parallel()
+	w := &watched{interval: time.Second, changed: make(chan struct{}, 1)}
+	is := func(o tracker.Observation, note string) {
+		w.sample(tracker.State{Known: o.Epoch != 0, Position: o, Note: note})
+	}
+	is(tracker.Observation{Epoch: 1, Timeline: 1}, "")
+	is(tracker.Observation{Epoch: 1}, "") // the timeline is not known just now
+	is(tracker.Observation{Epoch: 1, Timeline: 1}, "paused")
+	is(tracker.Observation{Epoch: 1, Timeline: 1}, "paused")
+	is(tracker.Observation{Epoch: 1, Timeline: 1}, "")
+	is(tracker.Observation{Epoch: 1}, "paused")
+	is(tracker.Observation{}, "") // with which the pause is over, but not so that replay goes on
+	is(tracker.Observation{Epoch: 2, Timeline: 2, Primary: true}, "")
+	w.failed(errors.New("two\nlines"))
+	var got []string
+	for _, e := range w.events {
+		got = append(got, e.kind+": "+e.text)
+	}
+	want := []string{
+		"note: paused", "note: nothing holds it back any more", "note: paused",
+		"timeline: timeline 2 is replayed, it was 1", "role: it is a primary now, it was a standby", "failed: two; lines",
+	}
+	if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
