@@ -113,6 +113,9 @@ func New(cfg Config) (*Tracker, error) {
 	}, nil
 }
 
+// Source returns Config.Source.
+func (t *Tracker) Source() Source { return t.cfg.Source }
+
 // Ready returns a channel that is closed when the replica's position is known
 // for the first time.
 func (t *Tracker) Ready() <-chan struct{} { return t.ready }

@@ -48,7 +48,7 @@ func newRouted(t *testing.T, o options) *routed {
 		}
 		f := s.track(n, source, "")
 		tr := f.waiter.(*tracker.Tracker)
-		replicas = append(replicas, ryw.Replica{Name: n.Name(), Pool: poolOf(t, n), Tracker: tr, Source: source})
+		replicas = append(replicas, ryw.Replica{Name: n.Name(), Pool: poolOf(t, n), Tracker: tr})
 		return []follower{f}
 	}
 	u := &routed{scene: newScene(t, o), sessions: true, absent: map[int64]int{}}

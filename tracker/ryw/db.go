@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -20,14 +19,16 @@ import (
 // Router's pools and keeps none: limit those, not the *sql.DB (SetMaxOpenConns), whose
 // Close leaves them open. Who keeps a *sql.Tx or *sql.Conn and writes meanwhile gets
 // driver.ErrBadConn or sql.ErrConnDone from it where the replica does not have the
-// write yet. A replica refuses to write. Nothing is repeated.
+// write yet; a transaction of isolation level REPEATABLE READ goes on to show what it
+// showed. A replica refuses to write. Nothing is repeated.
 func (r *Router) ReadDB() *sql.DB {
 	c := *r.core
 	c.primary = takenStd(r.primary)
 	c.replicas = nil
 	for i, rep := range r.core.replicas {
 		std := *rep // with the same counts
-		std.take = takenStd(r.replicas[i])
+		pool := r.replicas[i]
+		std.take = soon(takenStd(pool), func() bool { return pool.Stat().IdleConns() > 0 })
 		c.replicas = append(c.replicas, &std)
 	}
 	db := sql.OpenDB(readConnector{&c})
@@ -50,9 +51,6 @@ func (r *Router) Wrote(ctx context.Context) (tracker.Token, error) {
 	return noted(ctx, func() (tracker.Token, error) { return replication.Capture(ctx, conn) })
 }
 
-// noteFor bounds what a connection takes to be given back.
-const noteFor = time.Second
-
 // readConnector leads each connection where its context's session can be read.
 type readConnector struct{ core *core }
 
@@ -69,7 +67,8 @@ func (c readConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	return &readConn{l.link.(*pgxLink).std, l}, nil //nolint:forcetypeassert // made by takenStd
 }
 
-// readConn is a connection of a ReadDB. All that pgx's driver can do it can too.
+// readConn is a connection of a ReadDB. What pgx's driver can do it can too; Raw finds
+// a *pgx.Conn by its method Conn.
 type readConn struct {
 	*stdlib.Conn
 	lease lease
@@ -78,12 +77,20 @@ type readConn struct {
 // Close gives the connection back to its pool. Where reads are monotonic the
 // session first goes on to what was read.
 func (c *readConn) Close() error {
-	if !c.lease.lost() {
-		ctx, cancel := context.WithTimeout(context.Background(), noteFor)
-		c.lease.note(ctx)
-		cancel()
-	}
+	c.lease.note(context.Background())
 	c.lease.release()
+	return nil
+}
+
+// IsValid implements driver.Validator: none is kept, whatever SetMaxIdleConns says.
+func (c *readConn) IsValid() bool { return false }
+
+// Ping implements driver.Pinger. The driver's own gives the connection back to its
+// pool when it fails, and database/sql closes it then, once more.
+func (c *readConn) Ping(ctx context.Context) error {
+	if c.lease.ping(ctx) != nil {
+		return driver.ErrBadConn
+	}
 	return nil
 }
 
@@ -95,7 +102,12 @@ func (c *readConn) shows(ctx context.Context) error {
 	switch {
 	case l.from == nil, s == nil:
 		return nil
-	case s != l.session, s.OnPrimary():
+	case l.session == nil: // database/sql opened it for whoever comes
+		l.session = s
+	case s != l.session:
+		return driver.ErrBadConn
+	}
+	if s.OnPrimary() {
 		return driver.ErrBadConn
 	}
 	tok := needed(s)

@@ -52,7 +52,7 @@ func orderAndList(ctx context.Context, primaryDSN, replicaDSN string) (orders in
 
 	router, err := ryw.New(ryw.Config{
 		Primary:  primaryPool,
-		Replicas: []ryw.Replica{{Name: "eu-1", Pool: replicaPool, Tracker: replica, Source: source}},
+		Replicas: []ryw.Replica{{Name: "eu-1", Pool: replicaPool, Tracker: replica}},
 	})
 	if err != nil {
 		return 0, err

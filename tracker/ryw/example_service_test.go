@@ -150,10 +150,11 @@ func connect(ctx context.Context, primary string, replicas ...string) (_ *ryw.Ro
 		if replica.Pool, err = open(dsn); err != nil {
 			return nil, nil, err
 		}
-		if replica.Source, err = replication.New(replication.Config{Replica: replication.Server{DSN: dsn}}); err != nil {
+		source, err := replication.New(replication.Config{Replica: replication.Server{DSN: dsn}})
+		if err != nil {
 			return nil, nil, err
 		}
-		if replica.Tracker, err = tracker.New(tracker.Config{Source: replica.Source, Name: replica.Name}); err != nil {
+		if replica.Tracker, err = tracker.New(tracker.Config{Source: source, Name: replica.Name}); err != nil {
 			return nil, nil, err
 		}
 		following := make(chan struct{})

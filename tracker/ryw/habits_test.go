@@ -193,9 +193,9 @@ func newHabits() *habits {
 	must(c.WaitForReplay(ctx))
 	var h habits
 	rep := ryw.Replica{Name: n.Name()}
-	rep.Source, err = replication.New(replication.Config{Replica: replication.Server{DSN: n.DSN()}})
+	source, err := replication.New(replication.Config{Replica: replication.Server{DSN: n.DSN()}})
 	must(err)
-	rep.Tracker, err = tracker.New(tracker.Config{Source: rep.Source, Name: rep.Name})
+	rep.Tracker, err = tracker.New(tracker.Config{Source: source, Name: rep.Name})
 	must(err)
 	h.running.Go(func() { _ = rep.Tracker.Run(ctx) })
 	<-rep.Tracker.Ready()
@@ -233,7 +233,7 @@ func (h *habits) sql() (*ryw.SQLRouter, context.Context) {
 	rep := h.cfg.Replicas[0]
 	r, err := ryw.NewSQL(ryw.SQLConfig{
 		Options: h.cfg.Options, Primary: h.primaryDB,
-		Replicas: []ryw.SQLReplica{{Name: rep.Name, DB: h.replicaDB, Tracker: rep.Tracker, Source: rep.Source}},
+		Replicas: []ryw.SQLReplica{{Name: rep.Name, DB: h.replicaDB, Tracker: rep.Tracker}},
 	})
 	must(err)
 	return r, ryw.NewContext(context.Background(), new(ryw.Session))

@@ -45,7 +45,7 @@ type HTTPConfig struct {
 	// Reject answers a request that shows a bad token with status 400. The client must
 	// then drop its token; a browser does, for the response removes the cookie.
 	// Otherwise such a request goes on with a Session that must read from the primary:
-	// each does, until one writes and its response replaces the token.
+	// each does, until one writes, or reads, and its response replaces the token.
 	Reject bool
 
 	// OnRefused, when not nil, is called for each request that shows a bad token,
@@ -177,7 +177,7 @@ func (m *middleware) serve(next http.Handler, w http.ResponseWriter, r *http.Req
 		s.RequirePrimary()
 	}
 	r = r.WithContext(NewContext(r.Context(), s))
-	rw := &response{ResponseWriter: w, request: r, session: s, alone: s.OnPrimary(), m: m}
+	rw := &response{ResponseWriter: w, request: r, session: s, alone: s.OnPrimary(), unknown: s.unknown(), m: m}
 	defer rw.finish()
 	next.ServeHTTP(rw.wrap(), r)
 }
@@ -197,6 +197,9 @@ func (m *middleware) session(r *http.Request, now time.Time) (*Session, error) {
 				return
 			}
 			tok, alone, err := m.open(keys, text, now)
+			if err == nil && keys == nil && m.cookie != nil && !complete(tok) {
+				err = errIncomplete
+			}
 			if err != nil {
 				bad = err
 				continue
@@ -219,6 +222,15 @@ func (m *middleware) session(r *http.Request, now time.Time) (*Session, error) {
 		s.RequirePrimary()
 	}
 	return s, bad
+}
+
+// errIncomplete is of a token that a write of ours would complete, and the cookie's
+// key then sign.
+var errIncomplete = errors.New("ryw: an unsigned token that does not name its system and timeline")
+
+// complete reports whether a write's token cannot add to tok without moving past it.
+func complete(tok tracker.Token) bool {
+	return tok == (tracker.Token{}) || tok.System != 0 && tok.Timeline != 0
 }
 
 // open is decode, of tokens of the cluster.

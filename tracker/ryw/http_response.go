@@ -20,6 +20,7 @@ type response struct {
 	request *http.Request
 	session *Session
 	alone   bool // whether the Session had to read from the primary to begin with
+	unknown int  // and what it did not know of: see Session.unknown
 	m       *middleware
 	sent    bool          // whether the headers are
 	has     bool          // whether they have a token
@@ -33,7 +34,7 @@ type response struct {
 func (w *response) due() (tracker.Token, bool) {
 	alone := w.session.OnPrimary() // asked before the token: what a write covers meanwhile the token then has
 	tok, moved := w.session.Moved()
-	if alone && (!w.alone || moved) {
+	if alone && (!w.alone || moved || w.session.unknown() > w.unknown) {
 		tok, moved = tracker.Token{}, true
 	}
 	return tok, moved && (!w.has || tok != w.given)

@@ -97,6 +97,10 @@ func (c *core) leasePrimary(ctx context.Context, s *Session, lost bool) (lease, 
 	if s == nil {
 		return lease{link: l, core: c}, nil
 	}
+	if err := isPrimary(ctx, l); err != nil {
+		l.release()
+		return lease{}, err
+	}
 	if lost {
 		c.lost.Add(1)
 	}
@@ -107,6 +111,9 @@ func (c *core) leasePrimary(ctx context.Context, s *Session, lost bool) (lease, 
 func (l *lease) run(ctx context.Context, f func(link) error) (again bool, err error) {
 	defer l.release()
 	if err := f(l.link); err != nil {
+		if l.core.Monotonic { // it may have seen something before
+			l.note(ctx)
+		}
 		return l.from != nil && (l.lost() || repeatable(err)), err
 	}
 	l.note(ctx)
@@ -116,20 +123,20 @@ func (l *lease) run(ctx context.Context, f func(link) error) (again bool, err er
 // note has the session go on to what was read.
 func (l *lease) note(ctx context.Context) {
 	s := l.session
+	covers := s != nil && l.from == nil && (l.missing || s.OnPrimary())
+	if s == nil || !covers && !l.core.Monotonic {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askFor) // what was read was read, also when ctx has ended
+	defer cancel()
+	tok, err := l.seen(ctx)
 	switch {
-	case s == nil:
-	case l.from == nil && (l.missing || s.OnPrimary()):
-		// What the primary shows now is all that the session can have seen.
-		if tok, err := l.seen(ctx); err == nil {
-			s.covered(tok, l.unknown)
-		}
-	case l.core.Monotonic:
-		tok, err := l.seen(ctx)
-		if err != nil {
-			s.RequirePrimary() // the read has succeeded; the session is safe there
-			return
-		}
+	case err == nil && covers: // what the primary shows now is all that the session can have seen
+		s.covered(tok, l.unknown)
+	case err == nil:
 		s.Advance(tok)
+	case l.core.Monotonic:
+		s.RequirePrimary() // it is safe there
 	}
 }
 

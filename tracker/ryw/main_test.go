@@ -96,7 +96,7 @@ func followFor(t testing.TB, timeout time.Duration, name, followed, read string)
 	running.Go(func() { _ = tr.Run(context.Background()) })
 	t.Cleanup(func() { tr.Close(); running.Wait() })
 	<-tr.Ready()
-	return ryw.Replica{Name: name, Pool: pool(t, read), Tracker: tr, Source: source}
+	return ryw.Replica{Name: name, Pool: pool(t, read), Tracker: tr}
 }
 
 // router routes to a cluster's servers.

@@ -33,14 +33,15 @@ type Replica struct {
 
 	// Pool leads to the replica. Its connections are made read-only and shown to lead
 	// to the server that Tracker follows, which takes two round trips when a connection
-	// is first read over. Its role is that of Source, or has pg_read_all_stats:
-	// otherwise each read costs one more round trip, as it does over a connection that
-	// leads to another server.
+	// is first read over; over one that leads to another server, each read takes two
+	// more. Its role is that of the Tracker's source, or has pg_read_all_stats: with
+	// another one nobody can tell where it leads, and sessions are not read from it.
 	Pool *pgxpool.Pool
 
-	// Tracker follows the replica, by Source. Whoever made it runs it.
+	// Tracker follows the replica. Whoever made it runs it. Its source is one of package
+	// replication: with another, that does not tell which server process positions come
+	// from, each connection is asked for each read.
 	Tracker *tracker.Tracker
-	Source  *replication.Ladder
 }
 
 // Router sends writes to the primary, and reads to a server that has what their
@@ -65,7 +66,7 @@ func New(cfg Config) (*Router, error) {
 		case cfg.Primary:
 			return nil, fmt.Errorf("ryw: Config.Replicas[%d].Pool is that of the primary: make another one, its connections are made read-only", i)
 		}
-		replicas = append(replicas, &replica{name: r.Name, tracker: r.Tracker, source: r.Source, take: taken(r.Pool)})
+		replicas = append(replicas, &replica{name: r.Name, tracker: r.Tracker, take: soon(taken(r.Pool), func() bool { return r.Pool.Stat().IdleConns() > 0 })})
 		pools = append(pools, r.Pool)
 	}
 	c, err := newCore(cfg.Options, taken(cfg.Primary), replicas)
@@ -90,18 +91,42 @@ type Queries interface {
 // it is not to be written again. The Session in ctx reads from the primary then.
 var ErrNoToken = errors.New("ryw: the write was committed, but its token is not known")
 
+// ErrUncertain is of a write whose COMMIT was sent and whose answer did not come: it
+// may have been committed. The Session in ctx reads from the primary then.
+var ErrUncertain = errors.New("ryw: the connection failed during COMMIT: the write may have been committed")
+
+// failed is err of a write, whose COMMIT was sent when committing is set.
+func failed(ctx context.Context, err error, committing bool) error {
+	e, answered := errors.AsType[*pgconn.PgError](err)
+	// What ends the connection may have come after the commit, as in a wait for
+	// synchronous standbys (src/backend/replication/syncrep.c).
+	if !committing || answered && e.Severity == "ERROR" || errors.Is(err, pgx.ErrTxCommitRollback) {
+		return err
+	}
+	if s := FromContext(ctx); s != nil {
+		s.RequirePrimary()
+	}
+	return fmt.Errorf("%w: %w", ErrUncertain, err)
+}
+
 // Write runs f in a transaction on the primary, commits, and returns a token for
 // it, which the Session in ctx goes on to. It is rolled back when f returns an
-// error or panics. An error that is not ErrNoToken says that it was not committed,
-// or that the connection was lost while it was.
+// error or panics. An error that is neither ErrNoToken nor ErrUncertain says that it
+// was not committed.
 func (r *Router) Write(ctx context.Context, f func(tx pgx.Tx) error) (tracker.Token, error) {
 	conn, err := r.primary.Acquire(ctx)
 	if err != nil {
 		return tracker.Token{}, err
 	}
 	defer conn.Release()
-	if err := pgx.BeginFunc(ctx, conn, f); err != nil {
-		return tracker.Token{}, err
+	committing := false
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		err := f(tx)
+		committing = err == nil
+		return err
+	})
+	if err != nil {
+		return tracker.Token{}, failed(ctx, err, committing)
 	}
 	// Over the same connection: after a failover another one may lead elsewhere.
 	return noted(ctx, func() (tracker.Token, error) { return replication.Capture(ctx, conn) })

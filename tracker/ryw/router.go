@@ -82,7 +82,7 @@ type link interface {
 type replica struct {
 	name    string
 	tracker *tracker.Tracker
-	source  *replication.Ladder
+	source  peers // nil: each connection is asked for each read
 	take    take
 	*counts
 }
@@ -122,9 +122,10 @@ func newCore(o Options, primary take, replicas []*replica) (*core, error) {
 	c := &core{Options: o, primary: primary, replicas: replicas, totals: new(totals)}
 	var trackers []*tracker.Tracker
 	for i, r := range replicas {
-		if r.tracker == nil || r.source == nil {
-			return nil, fmt.Errorf("ryw: replica %d: Tracker or Source is nil: a replica is read only when it is followed", i)
+		if r.tracker == nil {
+			return nil, fmt.Errorf("ryw: replica %d: Tracker is nil: a replica is read only when it is followed", i)
 		}
+		r.source, _ = r.tracker.Source().(peers)
 		r.name, r.counts = cmp.Or(r.name, fmt.Sprint(i)), new(counts)
 		if slices.ContainsFunc(replicas[:i], func(o *replica) bool { return o.name == r.name }) {
 			return nil, fmt.Errorf("ryw: two replicas are named %q", r.name)
@@ -159,6 +160,9 @@ func (c *core) read(ctx context.Context, f func(link) error) error {
 // pick returns a replica that has replayed tok, waiting for one if none has; nil:
 // the primary, and whether that is because tok is of writes that are lost.
 func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (r *replica, lost bool, err error) {
+	if len(c.replicas) == 0 {
+		return nil, false, nil
+	}
 	if r := c.ready(tok, not); r != nil {
 		return r, false, nil
 	}
@@ -166,7 +170,7 @@ func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (r *
 	if c.Fallback == WaitOn {
 		wait = -1
 	}
-	if len(not) == 0 && len(c.replicas) > 0 && (wait > 0 || c.Fallback == WaitOn) {
+	if len(not) == 0 && (wait > 0 || c.Fallback == WaitOn) {
 		c.waited.Add(1)
 		waiting, cancel := ctx, context.CancelFunc(func() {})
 		if wait > 0 {
@@ -175,10 +179,11 @@ func (c *core) pick(ctx context.Context, tok tracker.Token, not []*replica) (r *
 		_, err := c.set.Any(waiting, tok)
 		cancel()
 		lost = errors.Is(err, tracker.ErrDiverged) || errors.Is(err, tracker.ErrWrongSystem)
+		hopeful := errors.Is(err, tracker.ErrTimeout) || errors.Is(err, tracker.ErrTooManyWaiters) // of another of them
 		switch {
 		case ctx.Err() != nil:
-			return nil, false, fmt.Errorf("ryw: wait for a replica: %w", err)
-		case c.Fallback != ToPrimary && (lost || errors.Is(err, tracker.ErrClosed)):
+			return nil, false, fmt.Errorf("ryw: wait for a replica: %w", cmp.Or(err, context.Cause(ctx)))
+		case c.Fallback != ToPrimary && !hopeful && (lost || errors.Is(err, tracker.ErrClosed)):
 			return nil, false, fmt.Errorf("ryw: wait for a replica: %w", err)
 		}
 		if r := c.ready(tok, not); r != nil {

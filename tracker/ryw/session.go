@@ -75,8 +75,9 @@ func (s *Session) Moved() (tracker.Token, bool) {
 	return s.token, s.moved
 }
 
-// RequirePrimary has the Session's reads go to the primary until it has Wrote: what
-// it has seen is not known, or not to be believed.
+// RequirePrimary has the Session's reads go to the primary until it has Wrote, or a
+// read from there has told how far that is: what it has seen is not known, or not to
+// be believed.
 func (s *Session) RequirePrimary() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -60,13 +60,13 @@ func TestNewNamesTheFieldThatIsWrong(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := ryw.Replica{Pool: q, Tracker: tr, Source: source}
+	good := ryw.Replica{Pool: q, Tracker: tr}
 	for want, cfg := range map[string]ryw.Config{
 		"Config.Primary is nil":        {},
-		"Replicas[0].Pool is nil":      {Primary: p, Replicas: []ryw.Replica{{Tracker: tr, Source: source}}},
-		"is that of the primary":       {Primary: p, Replicas: []ryw.Replica{{Pool: p, Tracker: tr, Source: source}}},
-		"Tracker or Source is nil":     {Primary: p, Replicas: []ryw.Replica{{Pool: q, Tracker: tr}}},
-		"two replicas are named \"a\"": {Primary: p, Replicas: []ryw.Replica{{Name: "a", Pool: q, Tracker: tr, Source: source}, {Name: "a", Pool: q, Tracker: tr, Source: source}}},
+		"Replicas[0].Pool is nil":      {Primary: p, Replicas: []ryw.Replica{{Tracker: tr}}},
+		"is that of the primary":       {Primary: p, Replicas: []ryw.Replica{{Pool: p, Tracker: tr}}},
+		"Tracker is nil":               {Primary: p, Replicas: []ryw.Replica{{Pool: q}}},
+		"two replicas are named \"a\"": {Primary: p, Replicas: []ryw.Replica{{Name: "a", Pool: q, Tracker: tr}, {Name: "a", Pool: q, Tracker: tr}}},
 		"Options.Fallback 9":           {Primary: p, Replicas: []ryw.Replica{good}, Options: ryw.Options{Fallback: 9}},
 	} {
 		if _, err := ryw.New(cfg); err == nil || !strings.Contains(err.Error(), want) {

@@ -27,7 +27,6 @@ type SQLReplica struct {
 	Name    string
 	DB      *sql.DB
 	Tracker *tracker.Tracker
-	Source  *replication.Ladder
 }
 
 // SQLRouter is Router for package database/sql, and what is built on it.
@@ -50,7 +49,7 @@ func NewSQL(cfg SQLConfig) (*SQLRouter, error) {
 		case cfg.Primary:
 			return nil, fmt.Errorf("ryw: SQLConfig.Replicas[%d].DB is that of the primary: open another one, its connections are made read-only", i)
 		}
-		replicas = append(replicas, &replica{name: r.Name, tracker: r.Tracker, source: r.Source, take: takenSQL(r.DB)})
+		replicas = append(replicas, &replica{name: r.Name, tracker: r.Tracker, take: soon(takenSQL(r.DB), func() bool { return r.DB.Stats().Idle > 0 })})
 	}
 	c, err := newCore(cfg.Options, takenSQL(cfg.Primary), replicas)
 	if err != nil {
@@ -84,14 +83,14 @@ func (r *SQLRouter) Write(ctx context.Context, f func(tx *sql.Tx) error) (tracke
 		return tracker.Token{}, err
 	}
 	if err := tx.Commit(); err != nil {
-		return tracker.Token{}, err
+		return tracker.Token{}, failed(ctx, err, true)
 	}
 	return noted(ctx, func() (tracker.Token, error) { return replication.CaptureSQL(ctx, conn) })
 }
 
 // Read is Router.Read.
 func (r *SQLRouter) Read(ctx context.Context, f func(q SQLQueries) error) error {
-	return r.core.read(ctx, func(l link) error { return f(l.(*sqlLink).Conn) }) //nolint:forcetypeassert // made by takenSQL
+	return r.core.read(ctx, func(l link) error { return f(l.(*sqlLink)) }) //nolint:forcetypeassert // made by takenSQL
 }
 
 // Stats returns what was read from where.
@@ -103,11 +102,50 @@ func takenSQL(db *sql.DB) take {
 		if err != nil {
 			return nil, err
 		}
-		return &sqlLink{conn}, nil
+		l := &sqlLink{Conn: conn}
+		l.over, l.end = context.WithCancel(context.Background())
+		return l, nil
 	}
 }
 
-type sqlLink struct{ *sql.Conn }
+type sqlLink struct {
+	*sql.Conn
+	over     context.Context //nolint:containedctx // ends with the link
+	end      func()
+	prepared bool
+}
+
+// until is ctx until l is released: Close waits for rows that were left open.
+func (l *sqlLink) until(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(l.over, cancel)
+	return ctx
+}
+
+// QueryContext is that of the Conn, until l is released.
+func (l *sqlLink) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	return l.Conn.QueryContext(l.until(ctx), query, args...)
+}
+
+// QueryRowContext is that of the Conn, until l is released.
+func (l *sqlLink) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	return l.Conn.QueryRowContext(l.until(ctx), query, args...)
+}
+
+// PrepareContext is that of the Conn.
+func (l *sqlLink) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
+	l.prepared = true
+	return l.Conn.PrepareContext(ctx, query)
+}
+
+func (l *sqlLink) release() {
+	l.end()
+	if l.prepared { // whose rows may have been left open for as long as their own context lasts
+		go l.Close()
+		return
+	}
+	_ = l.Close() // a connection that is gone is no loss
+}
 
 func (l *sqlLink) ping(ctx context.Context) error { return l.PingContext(ctx) }
 
@@ -145,5 +183,3 @@ func (l *sqlLink) lost() (is bool) {
 	})
 	return is || err != nil
 }
-
-func (l *sqlLink) release() { _ = l.Close() } // a connection that is gone is no loss

@@ -28,7 +28,7 @@ func TestTheSameOverDatabaseSQL(t *testing.T) {
 	cfg := ryw.SQLConfig{Options: ryw.Options{Budget: 30 * time.Second, Monotonic: true, Repeat: true}, Primary: openDB(t, c.Primary.DSN())}
 	for _, n := range c.Standbys {
 		r := follow(t, n.Name(), n.DSN(), n.DSN())
-		cfg.Replicas = append(cfg.Replicas, ryw.SQLReplica{Name: r.Name, DB: openDB(t, n.DSN()), Tracker: r.Tracker, Source: r.Source})
+		cfg.Replicas = append(cfg.Replicas, ryw.SQLReplica{Name: r.Name, DB: openDB(t, n.DSN()), Tracker: r.Tracker})
 	}
 	r, err := ryw.NewSQL(cfg)
 	if err != nil {

@@ -48,7 +48,7 @@ func TestAReadWaitsForTheFirstPosition(t *testing.T) {
 	}
 	r := newRouter(t, ryw.Config{
 		Options: ryw.Options{Budget: time.Minute, Fallback: ryw.Refuse}, Primary: pool(t, c.Primary.DSN()),
-		Replicas: []ryw.Replica{{Name: n.Name(), Pool: pool(t, n.DSN()), Tracker: tr, Source: source}},
+		Replicas: []ryw.Replica{{Name: n.Name(), Pool: pool(t, n.DSN()), Tracker: tr}},
 	})
 	var running sync.WaitGroup
 	defer running.Wait()
