@@ -180,6 +180,28 @@ func TestWatchSaysWhatIsWrong(t *testing.T) {
 	(&outcome{t: t, code: code, stderr: stderr.String()}).is(exitFailure).says("write: no space left on device")
 }
 
+// While nobody waits the replica would be asked once in ten seconds.
+func TestWatchAsksTheReplicaAtEachLook(t *testing.T) {
+	t.Parallel()
+	_, standby := cluster(t)
+	w := watch(t, on(nil, standby), "--json")
+	var first, last float64
+	for i := range 21 {
+		line := w.until("a state", func(line string) bool { return strings.Contains(line, `"event":"state"`) })
+		got := map[string]any{}
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatal(err)
+		}
+		if last = got["observations"].(float64); i == 0 {
+			first = last
+		}
+	}
+	if last-first < 10 {
+		t.Errorf("%v observations in 20 looks", last-first)
+	}
+	w.interrupted()
+}
+
 func TestWatchOfAnotherClusterSaysSo(t *testing.T) {
 	t.Parallel()
 	_, standby := cluster(t)
