@@ -84,7 +84,7 @@ func TestScreenReadersHaveANameForAll(t *testing.T) {
 		"RootWebArea": {"Following by poll, 127.0.0.1:" + fmt.Sprint(standby.Port()) + ": walwake"},
 		"heading":     {"Replica 127.0.0.1:" + fmt.Sprint(standby.Port()), "Following by poll", "Now", "The last minutes", "Source ladder", "Recent events", "Fleet"},
 		"table": {
-			"The ways to learn of replay, best first", "What happened, newest first", "Replicas that say where they are", "Position and lag, newest first",
+			"The ways to learn of replay, best first", "What happened, newest first", "Replicas that say where they are", "Position at each time, and the most lag since the time before it, newest first",
 		},
 		"combobox": {"Show"},
 		"button":   {"Pause"},

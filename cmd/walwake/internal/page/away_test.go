@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
+
 	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
 	"github.com/walwake/walwake/replication/replicationtest"
 )
@@ -76,6 +78,56 @@ func TestThePageShowsAStreamThatDropsAndComesBack(t *testing.T) {
 		}
 	}
 	p.clean(false)
+}
+
+func TestThePageSaysWhatIsNotKnownAndWhy(t *testing.T) {
+	primary, standby := cluster(t)
+	s := serve(t, nil, standby.DSN(), nil)
+	p := open(t, s.address)
+	p.showing("following")
+	const lag = `document.getElementById("lag-reason").textContent`
+	p.until(lag + `.startsWith("The lag is not known: nobody says where the primary is")`)
+	p.until(`document.getElementById("chart-bytes").dataset.empty.startsWith("Not known")`)
+	p.until(`document.getElementById("lag-bytes").textContent === "–"`)
+
+	if err := standby.Crash(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.showing("unknown")
+	p.until(`document.getElementById("status-detail").textContent.includes("connection refused")`)
+	p.until(`document.getElementById("position").textContent === "–"`)
+	p.until(`/refused \(\d+ times, until /.test(document.querySelector("#events-rows tr").textContent)`)
+	p.picture("unknown")
+	if err := standby.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.showing("following")
+	p.until(fmt.Sprintf(past, write(t, primary)))
+	p.until(`document.getElementById("chart-position").getAttribute("aria-label").includes("from 0/")`)
+	p.clean(true) // what it asks besides the stream may have been refused
+
+	beside := serve(t, nil, primary.DSN(), nil)
+	p = open(t, beside.address)
+	p.until(`document.getElementById("status-title").textContent === "The server is a primary"`)
+	p.until(`document.getElementById("lag-reason").hidden && document.getElementById("lag-bytes").textContent === "0 B"`)
+	p.clean(false)
+}
+
+func TestAPageForWhichThereIsNoStreamAsks(t *testing.T) {
+	primary, standby := cluster(t)
+	s := serve(t, primary, standby.DSN(), nil, "--max-streams", "1")
+	p := open(t, s.address)
+	p.showing("following")
+	late := open(t, s.address)
+	late.showing("following")
+	late.until(`document.getElementById("status-detail").textContent.includes("raise --max-streams")`)
+	for range 2 {
+		late.until(fmt.Sprintf(past, write(t, primary)))
+	}
+	late.clean(true)
+	p.clean(false)
+	p.do(chromedp.Navigate("about:blank")) // which leaves its stream to the other
+	late.until(`!document.getElementById("status-detail").textContent.includes("raise --max-streams")`)
 }
 
 func TestThePageSaysSinceWhenTheSidecarIsAwayAndComesBackByItself(t *testing.T) {

@@ -3,6 +3,9 @@ package page_test
 import (
 	"fmt"
 	"testing"
+
+	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/chromedp"
 )
 
 // drawn counts a chart's pixels that are of the colour of a line.
@@ -54,9 +57,14 @@ func TestThePageShowsPositionAndLagMoving(t *testing.T) {
 		p.until(fmt.Sprintf(drawn, chart, color) + " > 20")
 		p.until(fmt.Sprintf(`document.getElementById(%q).getAttribute("aria-label").includes("5 minutes: ")`, chart))
 	}
+	p.do(chromedp.Click(chromedp.CSS("summary")))
+	p.until(`[...document.querySelectorAll("#samples-rows td:nth-child(3)")].some((cell) => cell.textContent.endsWith(" kB"))`)
 	p.until(`document.querySelector("#fleet-rows th").textContent === "127.0.0.1:` + fmt.Sprint(standby.Port()) + `"`)
 	p.until(`document.querySelectorAll("#ladder-rows tr").length === 4`)
 	p.until(`document.getElementById("streams").textContent === "1"`)
+	chart := value[[]float64](p, `(({left, right, top, bottom}) => [(left + 3 * right) / 4, (top + bottom) / 2])(document.getElementById("chart-bytes").getBoundingClientRect())`)
+	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, chart[0], chart[1]))
+	p.until(`[...document.querySelectorAll(".at")].every((e) => /^\d\d:\d\d:\d\d: /.test(e.textContent))`)
 	p.until(`said.at(-1) === "Following by poll"`)
 	if said := value[[]string](p, "said"); len(said) > 2 || len(said) == 2 && said[0] != "Connecting to the sidecar" {
 		t.Errorf("screen readers are told of another state, and of nothing else: got %q", said)

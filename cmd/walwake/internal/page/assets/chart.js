@@ -80,8 +80,17 @@ export class Chart {
         {},
         ...this.#series.map(({ label, color, dash }) => ({ label, stroke: css(color), width: 2, dash, points: { show: false } })),
       ],
-      hooks: { drawClear: [(plot) => this.#mark(plot)] },
+      hooks: { drawClear: [(plot) => this.#mark(plot)], setCursor: [(plot) => this.#point(plot)] },
     };
+  }
+
+  // #point writes what the cursor is at.
+  #point(plot) {
+    const { idx } = plot.cursor;
+    const values = idx == null ? [] : plot.data.slice(1).map((column) => column[idx]);
+    const named = values.map((v, i) => (v == null ? "" : `${this.#series[i].label} ${this.#kind.text(v)}`)).filter(Boolean);
+    const text = named.length === 0 ? "" : `${clock(plot.data[0][idx] * 1000)}: ${named.join(", ")}`;
+    this.#element.parentElement.querySelector(".at").textContent = text;
   }
 
   #mark(plot) {

@@ -151,6 +151,7 @@ dark.addEventListener("change", () => {
   drawCharts();
 });
 document.addEventListener("visibilitychange", show);
+addEventListener("pagehide", () => sidecar.leave()); // the browser may keep the page to go back to, and its stream with it
 
 // every calls f again and again; slowly for who wants little motion.
 function every(ms, slowly, f) {

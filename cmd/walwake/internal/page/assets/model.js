@@ -105,8 +105,15 @@ export class Model {
     this.#event({ at: Date.now(), kind: "sidecar", text });
   }
 
+  // #event remembers an event. The same thing again, such as a server that is still away, counts up.
   #event(e) {
-    this.events.unshift(e);
+    const [last] = this.events;
+    if (last && last.kind === e.kind && last.text === e.text && e.at >= last.at) {
+      last.times++;
+      last.until = e.at;
+      return;
+    }
+    this.events.unshift({ ...e, times: 1, until: e.at });
     this.events.sort((a, b) => b.at - a.at);
     this.events.length = Math.min(this.events.length, maxEvents);
   }

@@ -20,6 +20,7 @@ export class Sidecar {
   #token = "";
   #given = () => {}; // called when a token was typed in
   #lastID = "";
+  #abort = new AbortController(); // of the stream
   #on;
 
   // on has opened(), event(name, data), lost(why, at, status) after each attempt that failed, which is waited for, and
@@ -32,6 +33,11 @@ export class Sidecar {
   use(token) {
     this.#token = token;
     this.#given();
+  }
+
+  // leave ends the stream, for now: run opens another.
+  leave() {
+    this.#abort.abort();
   }
 
   // get returns an answer's JSON, or throws.
@@ -72,7 +78,7 @@ export class Sidecar {
   }
 
   async #read(at) {
-    const abort = new AbortController();
+    const abort = (this.#abort = new AbortController());
     let quiet = 0;
     // Looks are counted, and not time: a page that was asleep itself has not heard anything either.
     const watch = setInterval(() => ++quiet >= silentAfter && abort.abort(), lookEvery);

@@ -125,7 +125,8 @@ export function ladder({ state }) {
 }
 
 export function events(model) {
-  rows("events-rows", model.events.map((e) => [moment(e.at), e.kind, e.text]), "Nothing yet.", 3);
+  const text = (e) => (e.times === 1 ? e.text : `${e.text} (${e.times} times, until ${moment(e.until)})`);
+  rows("events-rows", model.events.map((e) => [moment(e.at), e.kind, text(e)]), "Nothing yet.", 3);
 }
 
 export function fleet({ fleet }) {
@@ -151,14 +152,20 @@ const tableRows = 12;
 export function samples(columns, [from, to]) {
   if (!$("samples").open) return;
   const [times, lsns, , lagBytes, lagTime] = columns;
+  const most = (a, b) => (a == null ? b : b == null ? a : Math.max(a, b));
   const wanted = [];
   let i = times.length - 1;
-  for (let k = 0; k < tableRows; k++) {
-    const t = to - ((to - from) * k) / tableRows;
-    while (i >= 0 && times[i] > t) i--;
-    if (i < 0) break;
+  for (let k = 1; k <= tableRows && i >= 0; k++) {
+    const begin = to - ((to - from) * k) / tableRows;
+    if (times[i] < begin) continue;
     const at = lsns[i] == null ? "not known" : formatLSN(lsns[i]);
-    wanted.push([clock(times[i] * 1000), at, { text: bytes(lagBytes[i]), kind: "number" }, { text: duration(lagTime[i]), kind: "number" }]);
+    const time = clock(times[i] * 1000);
+    let [inBytes, inTime] = [null, null];
+    for (; i >= 0 && times[i] >= begin; i--) {
+      inBytes = most(inBytes, lagBytes[i]);
+      inTime = most(inTime, lagTime[i]);
+    }
+    wanted.push([time, at, { text: bytes(inBytes), kind: "number" }, { text: duration(inTime), kind: "number" }]);
   }
   rows("samples-rows", wanted, "No data yet.", 4);
 }
