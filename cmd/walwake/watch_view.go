@@ -218,12 +218,13 @@ func (v *view) charts() {
 }
 
 func (v *view) sources() {
+	better := true // than the one in use
 	for i, r := range rungs(v.state) {
 		t := toneText
 		switch {
 		case r.Source == v.state.Source:
-			t = toneGood
-		case v.state.Ladder[i].Resting:
+			t, better = toneGood, false
+		case v.state.Ladder[i].Resting, !r.Up && !better:
 			t = toneDim
 		case !r.Up:
 			t = toneWarn

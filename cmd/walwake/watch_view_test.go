@@ -152,6 +152,31 @@ func TestWatchChartKeepsItsShape(t *testing.T) {
 	}
 }
 
+// What draws the eye is what keeps a better source from being used.
+func TestWatchTones(t *testing.T) {
+	t.Parallel()
+	p := paused()
+	p.state.Source, p.state.Ladder[2].Up = "waitfor", true
+	p.state.Ladder = append(p.state.Ladder, tracker.Rung{Source: "worse", Reason: "needs what is not there"})
+	want := map[string]tone{"lag": toneWarn, "note": toneWarn, "physical": toneDim, "logical": toneWarn, "waitfor": toneGood, "poll": toneText, "worse": toneDim, "16:48:51": toneBad}
+	for _, l := range p.view(80, 24) {
+		label, _, _ := strings.Cut(l.String(), " ")
+		if of, there := want[label]; there {
+			if got := l[len(l)-1].tone; got != of {
+				t.Errorf("%s: got tone %d, want %d", l, got, of)
+			}
+			delete(want, label)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("not shown: %v", want)
+	}
+	p.lag = lagNow{known: true, from: "measured"}
+	if lag := p.view(80, 24)[4]; !strings.HasPrefix(lag.String(), "lag       none") || lag[1].tone != toneGood {
+		t.Errorf("got %v", lag)
+	}
+}
+
 func TestWatchWraps(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
