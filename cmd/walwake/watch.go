@@ -32,7 +32,8 @@ the last minutes, the sources and why each is up or not, and what has happened: 
 connection, a failure, a paused replay, a promotion. q or ctrl-C leaves. NO_COLOR is heeded.
 
 With --primary it shows the lag in bytes, and in time: how long ago the primary was, at least, where the
-replica has yet to come to. Without it, the speed of replay is shown instead.
+replica has yet to come to. Without it, the speed of replay is shown instead. An x in the
+chart is a time in which it was not known.
 
 It asks the replica and the primary once each --interval. Sources that stream rest, as they do while nobody
 waits; with --stream they are up all the time, as for a program that always waits: then what is shown is
