@@ -15,6 +15,7 @@ import (
 
 	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
 	"github.com/walwake/walwake/tracker"
+	client "github.com/walwake/walwake/tracker/sidecar"
 )
 
 // serving is a sidecar that runs in this process.
@@ -128,5 +129,41 @@ func TestServeAnswersBesideAReplica(t *testing.T) {
 	}
 	if o := s.end(); o.code != 143 || strings.Contains(o.stderr, secret) {
 		t.Errorf("got %s", o)
+	}
+}
+
+// through follows a sidecar until the test ends.
+func through(t *testing.T, cfg client.Config) *tracker.Tracker {
+	t.Helper()
+	source, err := client.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tracker.New(tracker.Config{Source: source, Name: "worker", Timeout: time.Minute, RetryMax: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- tr.Run(context.Background()) }()
+	t.Cleanup(func() {
+		tr.Close()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return tr
+}
+
+// isReady waits until the position is known.
+func isReady(t *testing.T, s *serving) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		status, body := s.get("/readyz")
+		if status == http.StatusOK {
+			return
+		}
+		if time.Since(began) > 30*time.Second {
+			t.Fatalf("not ready after 30 s: %s", body)
+		}
 	}
 }

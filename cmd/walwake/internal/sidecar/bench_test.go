@@ -15,50 +15,88 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
+	client "github.com/walwake/walwake/tracker/sidecar"
 )
 
 // clientEnv has the test binary be the client of a benchmark, which is a process of its own so that the sidecar's memory
 // and time can be told from its clients'.
-const clientEnv = "WALWAKE_SIDECAR_BENCH_CLIENT" // address, waits at once, first LSN, step
+const clientEnv = "WALWAKE_SIDECAR_BENCH_CLIENT" // wait or stream, address, how many, first LSN, step
 
 func TestMain(m *testing.M) {
-	if args := strings.Fields(os.Getenv(clientEnv)); len(args) == 4 {
-		waitMany(args)
+	switch args := strings.Fields(os.Getenv(clientEnv)); {
+	case len(args) != 5:
+	case args[0] == "wait":
+		waitMany(args[1:])
+		return
+	default:
+		streamMany(args[1:])
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// waitMany keeps waits under way, each over a connection of its own: the nth is for first + n*step. With a step of 0 each
-// connection has one. It prints the LSN and the time of each answer, until nobody answers any more.
-func waitMany(args []string) {
-	number := func(i int) uint64 {
-		n, err := strconv.ParseUint(args[i], 10, 64)
+// work hands out what to wait for, the nth first + n*step, and prints when that came.
+type work struct {
+	mu         sync.Mutex
+	next, step uint64
+}
+
+func numberOf(text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// took prints what has come, 0 for nothing, and returns the next.
+func (w *work) took(lsn uint64) uint64 {
+	at := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if lsn != 0 {
+		var line [16]byte
+		binary.BigEndian.PutUint64(line[:], lsn)
+		binary.BigEndian.PutUint64(line[8:], uint64(at.UnixNano()))
+		_, _ = os.Stdout.Write(line[:]) // the parent may be gone
+	}
+	w.next += w.step
+	return w.next - w.step
+}
+
+// streamMany has as many trackers follow the sidecar, each over a stream of its own, and one wait each.
+func streamMany(args []string) {
+	w := &work{next: numberOf(args[2]), step: numberOf(args[3])}
+	var running sync.WaitGroup
+	for range numberOf(args[1]) {
+		c, err := client.New(client.Config{URL: "http://" + args[0], Stall: 30 * time.Second})
 		if err != nil {
 			panic(err)
 		}
-		return n
-	}
-	next, step := number(2), number(3)
-	var mu sync.Mutex
-	take := func(lsn uint64, at time.Time) uint64 {
-		mu.Lock()
-		defer mu.Unlock()
-		if lsn != 0 {
-			var line [16]byte
-			binary.BigEndian.PutUint64(line[:], lsn)
-			binary.BigEndian.PutUint64(line[8:], uint64(at.UnixNano()))
-			_, _ = os.Stdout.Write(line[:]) // the parent may be gone
+		tr, err := tracker.New(tracker.Config{Source: c, Timeout: -1})
+		if err != nil {
+			panic(err)
 		}
-		next += step
-		return next - step
+		go func() { _ = tr.Run(context.Background()) }()
+		running.Go(func() {
+			for lsn := w.took(0); tr.Wait(context.Background(), token(1, tracker.LSN(lsn))) == nil; {
+				lsn = w.took(lsn)
+			}
+		})
 	}
+	running.Wait()
+}
+
+// waitMany keeps waits under way, each over a connection of its own. With a step of 0 each connection has one.
+func waitMany(args []string) {
+	w := &work{next: numberOf(args[2]), step: numberOf(args[3])}
 	var running sync.WaitGroup
-	for range number(1) {
+	for range numberOf(args[1]) {
 		conn, err := new(net.Dialer).DialContext(context.Background(), "tcp", args[0])
 		if err != nil {
 			panic(err)
@@ -66,14 +104,14 @@ func waitMany(args []string) {
 		running.Go(func() {
 			defer conn.Close()
 			answers := bufio.NewReaderSize(conn, 512)
-			for lsn := take(0, time.Time{}); ; {
+			for lsn := w.took(0); ; {
 				if _, err := fmt.Fprintf(conn, "GET /v1/wait?timeout=1m&token=%s HTTP/1.1\r\nHost: localhost\r\n\r\n", tracker.LSN(lsn)); err != nil {
 					return
 				}
 				if !answered(answers) {
 					return
 				}
-				if lsn = take(lsn, time.Now()); step == 0 {
+				if lsn = w.took(lsn); w.step == 0 {
 					_, _ = answers.ReadByte() // until the sidecar ends
 					return
 				}
@@ -122,10 +160,10 @@ func answersOf(b *testing.B, out io.Reader, took func(lsn uint64, at time.Time) 
 }
 
 // clients starts one that keeps waits under way, and returns what it prints when all wait.
-func clients(b *testing.B, tr *tracker.Tracker, address string, waits int, first, step uint64) io.Reader {
+func clients(b *testing.B, tr *tracker.Tracker, kind, address string, waits int, first, step uint64) io.Reader {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d", clientEnv, address, waits, first, step), "GOGC=400")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d %d %d", clientEnv, kind, address, waits, first, step), "GOGC=400")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -159,7 +197,7 @@ func beside(b *testing.B) (k *kit, address string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	k = startOn(b, l, nil)
+	k = startOn(b, &countedListener{Listener: l}, nil)
 	k.script.observe(tracker.Observation{LSN: 1, System: system, Timeline: 1, History: tracker.History{}})
 	return k, l.Addr().String()
 }
@@ -233,7 +271,7 @@ func BenchmarkWaits(b *testing.B) {
 	b.Run("http", func(b *testing.B) {
 		k, address := beside(b)
 		before, residentBefore := used(), resident(b)
-		out := clients(b, k.tr, address, benchWaits, 2, 1)
+		out := clients(b, k.tr, "wait", address, benchWaits, 2, 1)
 		each := float64(used()-before) / benchWaits
 		residentEach := float64(resident(b)-residentBefore) / benchWaits
 		n := max(b.N, benchLeast)
@@ -262,6 +300,53 @@ func pace(n int, f func(i int)) {
 	}
 }
 
+const benchStreams = 1_000
+
+// sent counts the bytes that went out of countedListeners.
+var sentBytes atomic.Int64
+
+// countedListener counts what its connections send.
+type countedListener struct{ net.Listener }
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return countedConn{c}, nil
+}
+
+type countedConn struct{ net.Conn }
+
+func (c countedConn) Write(b []byte) (int, error) {
+	sentBytes.Add(int64(len(b)))
+	return c.Conn.Write(b)
+}
+
+// BenchmarkStreams has 1,000 clients follow the sidecar over a stream each, with a wait each, while 3,000 positions a
+// second come; one client waits for each. The time is from where the sidecar's tracker takes the position to where the
+// client's has woken who waits. The CPU is the sidecar's alone.
+func BenchmarkStreams(b *testing.B) {
+	k, address := beside(b)
+	before := used()
+	out := clients(b, k.tr, "stream", address, benchStreams, 2, 1)
+	each := float64(used()-before) / benchStreams
+	n := max(b.N, benchLeast)
+	moved := make([]time.Time, n)
+	began, cpuBefore, sentBefore := time.Now(), cpu(b), sentBytes.Load()
+	b.ResetTimer()
+	go pace(n, func(i int) { moved[i] = time.Now(); k.script.observe(on(1, tracker.LSN(i+2))) })
+	var all latencies
+	answersOf(b, out, func(lsn uint64, at time.Time) bool {
+		all = append(all, at.Sub(moved[lsn-2]))
+		return len(all) < n
+	})
+	all.report(b)
+	b.ReportMetric(100*float64(cpu(b)-cpuBefore)/float64(time.Since(began)), "cpu-%")
+	b.ReportMetric(float64(sentBytes.Load()-sentBefore)/time.Since(began).Seconds()/benchStreams, "sent-B/s/client")
+	b.ReportMetric(each, "B/client")
+}
+
 // BenchmarkHerd has 10,000 wait for one position: what it takes until all have their answers.
 func BenchmarkHerd(b *testing.B) {
 	b.Run("library", func(b *testing.B) {
@@ -286,7 +371,7 @@ func BenchmarkHerd(b *testing.B) {
 	})
 	b.Run("http", func(b *testing.B) {
 		k, address := beside(b)
-		out := clients(b, k.tr, address, benchWaits, 2, 0) // all for the same
+		out := clients(b, k.tr, "wait", address, benchWaits, 2, 0) // all for the same
 		moved := time.Now()
 		k.script.observe(on(1, 2))
 		var all latencies

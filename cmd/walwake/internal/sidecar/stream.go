@@ -36,7 +36,9 @@ type stream struct {
 	rc        *http.ResponseController
 	buf       []byte
 	n         uint64        // of the latest frame or event that it was told of
+	frameN    uint64        // of the latest frame
 	stateN    uint64        // of the latest state
+	lazy      bool          // the client says what it waits for: of other positions it hears in place of keepalives
 	told      about         // the state that a position is to be read with
 	wait      *waiting      // nil: the client waits for nothing
 	expiry    *time.Timer   // of wait
@@ -119,17 +121,19 @@ func (st *stream) run(r *http.Request) error {
 	defer cancel(nil)
 	demands, stop := st.demands(r, cancel)
 	defer stop()
+	st.lazy = demands != nil
 	defer st.demand(0)
 	_, _ = st.w.Write([]byte("retry: 1000\n\n")) // goes out with the first event
 	hub := st.s.cfg.Hub
 	alive := time.NewTimer(st.keepalive)
 	defer alive.Stop()
-	for first := true; ; first = false {
+	for due := true; ; {
 		f, events, changed := hub.since(st.n)
-		wrote, err := st.tell(f, events, first)
+		wrote, err := st.tell(f, events, due)
 		if err != nil {
 			return err
 		}
+		due = false
 		if wrote {
 			alive.Reset(st.keepalive)
 		}
@@ -148,7 +152,9 @@ func (st *stream) run(r *http.Request) error {
 				alive.Reset(st.keepalive)
 			}
 		case <-alive.C:
-			err = st.write([]byte(":\n\n"))
+			if due = f.n > st.frameN; !due {
+				err = st.write([]byte(":\n\n"))
+			}
 			alive.Reset(st.keepalive)
 		case <-ctx.Done():
 			err = st.end(context.Cause(ctx))
@@ -159,10 +165,10 @@ func (st *stream) run(r *http.Request) error {
 	}
 }
 
-// tell writes what is new since the last time, and reports whether anything was.
-func (st *stream) tell(f frame, events []Event, first bool) (wrote bool, err error) {
+// tell writes what is new since the last time, and reports whether anything was. A position may wait until it
+// is due.
+func (st *stream) tell(f frame, events []Event, due bool) (wrote bool, err error) {
 	st.buf = st.buf[:0]
-	fresh := f.n > st.n
 	for _, e := range events {
 		data, err := json.Marshal(e)
 		if err != nil {
@@ -171,8 +177,8 @@ func (st *stream) tell(f frame, events []Event, first bool) (wrote bool, err err
 		st.event("event", e.N, data)
 		st.n = max(st.n, e.N)
 	}
-	if fresh || first {
-		st.n = max(st.n, f.n)
+	if f.n > st.frameN && (due || !st.lazy || f.stateN > st.stateN || !f.known) {
+		st.n, st.frameN = max(st.n, f.n), f.n
 		st.present(f)
 	}
 	if len(st.buf) == 0 {

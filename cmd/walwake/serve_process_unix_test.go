@@ -1,10 +1,11 @@
+//go:build unix
+
 package main
 
 import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -42,28 +43,6 @@ func (p process) kill(t *testing.T) {
 	}
 	_, _ = io.Copy(io.Discard, p.rest)
 	_ = p.cmd.Wait()
-}
-
-// through follows a sidecar until the test ends.
-func through(t *testing.T, cfg sidecar.Config) *tracker.Tracker {
-	t.Helper()
-	client, err := sidecar.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr, err := tracker.New(tracker.Config{Source: client, Name: "worker", Timeout: time.Minute, RetryMax: 100 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- tr.Run(context.Background()) }()
-	t.Cleanup(func() {
-		tr.Close()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	return tr
 }
 
 // isKnown waits until the position is known, or is not.
@@ -347,19 +326,5 @@ func TestTheFirstSignalAnswersAndTheSecondEnds(t *testing.T) {
 	p = serveProcess(t, standby, "--listen", "127.0.0.1:0")
 	if code, tail := end(t, p.cmd, p.rest, syscall.SIGTERM); code != 143 || !strings.Contains(tail, "all that waited were answered") {
 		t.Errorf("exit status %d: %s", code, tail)
-	}
-}
-
-// isReady waits until the position is known.
-func isReady(t *testing.T, s *serving) {
-	t.Helper()
-	for began := time.Now(); ; time.Sleep(time.Millisecond) {
-		status, body := s.get("/readyz")
-		if status == http.StatusOK {
-			return
-		}
-		if time.Since(began) > 30*time.Second {
-			t.Fatal(fmt.Errorf("not ready after 30 s: %s", body))
-		}
 	}
 }
