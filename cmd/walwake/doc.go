@@ -5,8 +5,12 @@
 //	walwake token    prints a token for all that is committed on the primary
 //	walwake wait     waits until a replica has replayed a token
 //	walwake status   shows how far a replica is, and by which source
+//	walwake watch    shows that live, with the last minutes
+//	walwake serve    answers programs in any language over HTTP, and has metrics and a page
+//	walwake listen   prints notifications once the replica shows what they are about
 //	walwake doctor   shows what each source needs, what is there, and what mends it
 //	walwake verify   counts stale reads on servers of yours, without waiting and with it
+//	walwake bench    compares every way to know that a write is replayed
 //
 // # Output
 //
