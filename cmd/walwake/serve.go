@@ -69,6 +69,7 @@ that share one connection to the replica:
   GET /healthz, /readyz?max_lag=16MB    for probes and load balancers; max_lag in bytes or time
   GET /metrics                          for Prometheus
   GET /v1/openapi.yaml                  what each takes and answers
+  GET /                                 a page to look at, in a browser
 
 With --primary it asks the primary once in --primary-interval how far it is: without, the lag is not known.
 
@@ -169,14 +170,10 @@ func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
 	return v, err
 }
 
-// gcPercent lets the heap grow to three times what is in use: with 10,000 waits, of 8 kB each, the collector's work was what
-// the slowest answers waited for. GOGC says otherwise.
-const gcPercent = 200
-
 // serve answers until ctx ends.
 func (v *served) serve(ctx context.Context) error {
 	if v.getenv("GOGC") == "" {
-		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
+		defer debug.SetGCPercent(debug.SetGCPercent(sidecar.GCPercent))
 	}
 	hub, shown := sidecar.NewHub(), newServeMetrics()
 	ends := &recordEnds{server: v.replica}

@@ -46,6 +46,21 @@ var browser = sync.OnceValues(func() (context.Context, error) {
 
 var closeBrowser = func() {} // the one that was started
 
+// chromium is the browser, without which a test is skipped, or fails where it must not be.
+func chromium(t *testing.T) context.Context {
+	t.Helper()
+	ctx, err := browser()
+	switch {
+	case errors.Is(err, osexec.ErrNotFound) && os.Getenv("WALWAKE_CHROMIUM") == "":
+		t.Skip("chromium is not installed: apt-get install chromium")
+	case errors.Is(err, osexec.ErrNotFound):
+		t.Fatal("chromium is not installed, and .ci/run installs it")
+	case err != nil:
+		t.Fatal(err)
+	}
+	return ctx
+}
+
 // tab is a tab with the page.
 type tab struct {
 	t    *testing.T
@@ -79,16 +94,7 @@ new MutationObserver(() => {
 // value in turns.
 func open(t *testing.T, address string, features ...string) *tab {
 	t.Helper()
-	parent, err := browser()
-	switch {
-	case errors.Is(err, osexec.ErrNotFound) && os.Getenv("WALWAKE_CHROMIUM") == "":
-		t.Skip("chromium is not installed: apt-get install chromium")
-	case errors.Is(err, osexec.ErrNotFound):
-		t.Fatal("chromium is not installed, and .ci/run installs it")
-	case err != nil:
-		t.Fatal(err)
-	}
-	ctx, closeTab := chromedp.NewContext(parent)
+	ctx, closeTab := chromedp.NewContext(chromium(t))
 	t.Cleanup(closeTab)
 	p := &tab{t: t, ctx: ctx, host: address}
 	p.do(chromedp.Func(func(context.Context, *chromedp.Target) error { return nil })) // opens it, for Listen

@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 
 func cluster(t *testing.T) (primary, standby *replicationtest.Node) {
 	t.Helper()
+	chromium(t) // before servers are started for nothing
 	c, err := shared()
 	if err != nil {
 		t.Fatal(err)
