@@ -48,7 +48,7 @@ func serve(t *testing.T, e env, args ...string) *serving {
 }
 
 // logged is a field of the line of the log with a message.
-func logged(t *testing.T, log, message, field string) string {
+func logged(t testing.TB, log, message, field string) string {
 	t.Helper()
 	for line := range strings.Lines(log) {
 		var fields map[string]any
@@ -133,7 +133,7 @@ func TestServeAnswersBesideAReplica(t *testing.T) {
 }
 
 // through follows a sidecar until the test ends.
-func through(t *testing.T, cfg client.Config) *tracker.Tracker {
+func through(t testing.TB, cfg client.Config) *tracker.Tracker {
 	t.Helper()
 	source, err := client.New(cfg)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -197,6 +198,8 @@ func beside(b *testing.B) (k *kit, address string) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	percent := debug.SetGCPercent(GCPercent)
+	b.Cleanup(func() { debug.SetGCPercent(percent) })
 	k = startOn(b, &countedListener{Listener: l}, nil)
 	k.script.observe(tracker.Observation{LSN: 1, System: system, Timeline: 1, History: tracker.History{}})
 	return k, l.Addr().String()

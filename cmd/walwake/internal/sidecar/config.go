@@ -80,6 +80,10 @@ const (
 	DefaultWriteTimeout = 2 * time.Second
 )
 
+// GCPercent is for the process (see debug.SetGCPercent): its heap may grow to three times what is in use. With 10,000
+// waits, of 8 kB each, the collector's work is what the slowest answers wait for.
+const GCPercent = 200
+
 // Fixed limits.
 const (
 	maxHeader     = 8 << 10 // bytes of a request's line and headers

@@ -19,6 +19,7 @@ const parkAfter = 20 * time.Millisecond
 type parked struct {
 	conn   *limitedConn
 	last   bool          // whether the client wants no answer but this one
+	head   bool          // whether it wants no body
 	watch  chan struct{} // closed when the client has sent something, or is gone
 	sent   bool          // which of the two; to be read after watch
 	header http.Header
@@ -44,7 +45,7 @@ func (s *Server) park(w http.ResponseWriter, r *http.Request, gone func()) *park
 		early, _ := rw.Peek(n)
 		conn.ahead = bytes.Clone(early)
 	}
-	p := &parked{conn: conn, last: r.Close || !r.ProtoAtLeast(1, 1), watch: make(chan struct{})}
+	p := &parked{conn: conn, last: r.Close || !r.ProtoAtLeast(1, 1), head: r.Method == http.MethodHead, watch: make(chan struct{})}
 	s.parked.Go(func() { p.listen(gone) })
 	return p
 }
@@ -106,7 +107,12 @@ func (p *parked) WriteHeader(status int) {
 }
 
 // Write is http.ResponseWriter's.
-func (p *parked) Write(b []byte) (int, error) { return p.buf.Write(b) }
+func (p *parked) Write(b []byte) (int, error) {
+	if p.head {
+		return len(b), nil
+	}
+	return p.buf.Write(b)
+}
 
 // SetWriteDeadline is for http.ResponseController.
 func (p *parked) SetWriteDeadline(t time.Time) error { return p.conn.SetWriteDeadline(t) }

@@ -146,6 +146,25 @@ func TestAParkedClientThatWantsNoMoreIsLeft(t *testing.T) {
 	}
 }
 
+func TestAHeadThatIsParkedHasNoBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := start(t, nil)
+		k.script.observe(on(1, 100))
+		conn, answers := k.dial()
+		k.write(conn, "HEAD"+longWait[3:])
+		time.Sleep(time.Second)
+		k.script.observe(on(1, 200))
+		for line := ""; line != "\r\n"; {
+			var err error
+			if line, err = answers.ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go func() { _, _ = io.WriteString(conn, health) }()
+		k.reads(answers, http.StatusOK)
+	})
+}
+
 func TestShutdownAnswersAndLeavesWhatIsParked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := start(t, nil)
