@@ -80,9 +80,9 @@ const (
 	DefaultWriteTimeout = 2 * time.Second
 )
 
-// GCPercent is for the process (see debug.SetGCPercent): its heap may grow to three times what is in use. With 10,000
+// GCPercent is for the process (see debug.SetGCPercent): its heap may grow to four times what is in use. With 10,000
 // waits, of 8 kB each, the collector's work is what the slowest answers wait for.
-const GCPercent = 200
+const GCPercent = 300
 
 // Fixed limits.
 const (
