@@ -29,7 +29,7 @@ const faint = `(() => {
   const found = [];
   let looked = 0;
   const was = document.body.dataset.state;
-  for (const state of ["connecting", "following", "fallback", "unknown", "away", "locked"]) {
+  for (const state of ["connecting", "following", "held", "fallback", "unknown", "away", "locked"]) {
     document.body.dataset.state = state;
     document.getElementById("bearer").hidden = state !== "locked";
     for (const e of document.querySelectorAll("body *")) {

@@ -73,8 +73,10 @@ export function summary(model) {
   if (!state.known) {
     return ["unknown", "The position is not known", state.failure || state.note || "No answer from the replica yet."];
   }
-  const more = [state.note, model.trouble].filter(Boolean).map((s) => ` ${s}.`).join("");
+  const sentence = (s) => `${s[0].toUpperCase()}${s.slice(1)}.`;
+  const more = model.trouble && ` ${sentence(model.trouble)}`;
   if (state.role === "primary") return ["following", "The server is a primary", `All that is committed is there.${more}`];
+  if (state.note) return ["held", "Held back", `${sentence(state.note)}${more}`];
   const best = state.ladder.findIndex((r) => r.up || r.resting);
   const missing = state.ladder.slice(0, Math.max(best, 0)).filter((r) => r.reason);
   if (missing.length > 0) {
