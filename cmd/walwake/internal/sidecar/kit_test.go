@@ -148,6 +148,9 @@ func startOn(t testing.TB, l net.Listener, change func(*Config)) *kit {
 	if k.server, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
+	if _, is := l.(*pipes); is {
+		k.server.parkAbove = 0 // every wait that lasts
+	}
 	var running sync.WaitGroup
 	running.Go(func() { _ = k.tr.Run(context.Background()) })
 	<-k.script.feeds

@@ -12,8 +12,12 @@ import (
 
 // parkAfter is how long a wait is left to net/http, as those are that a replica which keeps up ends. One that lasts is
 // parked: its connection is taken out of net/http, whose buffers and stack are 26 kB, and waits with two small
-// goroutines, 8 kB. With the next request it is handed back. That leaves 12 kB of garbage.
-const parkAfter = 100 * time.Millisecond
+// goroutines, 8 kB. With the next request it is handed back. That leaves 12 kB of garbage, so it is only done while
+// more than parkAbove wait, whose memory matters.
+const (
+	parkAfter = 100 * time.Millisecond
+	parkAbove = 1000
+)
 
 // parked is a connection that waits outside of net/http. It is the http.ResponseWriter of its answer.
 type parked struct {
@@ -26,10 +30,10 @@ type parked struct {
 	buf    bytes.Buffer
 }
 
-// park takes a request's connection out of net/http; nil where that cannot be: over TLS and HTTP/2. gone is called
+// park takes a request's connection out of net/http; nil where that is not worth it, or cannot be: over TLS and HTTP/2. gone is called
 // when the client is.
 func (s *Server) park(w http.ResponseWriter, r *http.Request, gone func()) *parked {
-	if r.ProtoMajor != 1 || r.TLS != nil {
+	if r.ProtoMajor != 1 || r.TLS != nil || s.waiting.Load() <= s.parkAbove {
 		return nil
 	}
 	c, rw, err := http.NewResponseController(w).Hijack()

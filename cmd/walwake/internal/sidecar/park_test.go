@@ -2,8 +2,10 @@ package sidecar
 
 import (
 	"bufio"
+	"bytes"
 	"io"
 	"net/http"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,6 +146,27 @@ func TestAParkedClientThatWantsNoMoreIsLeft(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Few waits stay with net/http.
+func TestFewWaitsAreNotParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := start(t, nil)
+		k.server.parkAbove = 1
+		k.script.observe(on(1, 100))
+		one := k.asked("/v1/wait?timeout=1m&token=0/C8")
+		time.Sleep(time.Second)
+		two := k.asked("/v1/wait?timeout=1m&token=0/C8")
+		time.Sleep(time.Second)
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		if n := bytes.Count(stacks, []byte(".(*parked).listen(")); n != 1 {
+			t.Errorf("%d are parked", n)
+		}
+		k.script.observe(on(1, 200))
+		ok[WaitAnswer](t, <-one)
+		ok[WaitAnswer](t, <-two)
+	})
 }
 
 func TestAHeadThatIsParkedHasNoBody(t *testing.T) {

@@ -26,6 +26,7 @@ type Server struct {
 	waiting, streaming atomic.Int64
 	open               atomic.Int64   // connections
 	parked             sync.WaitGroup // what runs beside net/http
+	parkAbove          int64          // see there; tests change it before Serve
 	dropped            atomic.Uint64
 	answers            [600]atomic.Uint64 // by status
 }
@@ -40,7 +41,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, boot: rand.Text()[:10]}
+	s := &Server{cfg: cfg, boot: rand.Text()[:10], parkAbove: parkAbove}
 	s.ctx, s.shut = context.WithCancelCause(context.Background())
 	cfg.Hub.attach(s)
 	cfg.Hub.look(s) // so that there always is a frame
