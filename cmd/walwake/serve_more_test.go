@@ -127,6 +127,16 @@ func TestASocketThatIsThere(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
+	for began := time.Now(); ; time.Sleep(time.Millisecond) { // a process that another test starts has it open until it executes
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", socket)
+		if err != nil {
+			break
+		}
+		_ = conn.Close()
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("the socket still answers")
+		}
+	}
 	s := serve(t, e, "--listen", "unix:"+socket)
 	walwake(t, e, "serve", "--listen", strings.TrimPrefix(s.url, "http://")).is(exitFailure).says("address already in use", "is another sidecar running there?").alone()
 	file := configured(t, "x")
