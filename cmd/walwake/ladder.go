@@ -34,7 +34,8 @@ func (r *replica) settle(ctx context.Context, within time.Duration) tracker.Stat
 	state := r.State()
 	var changed time.Time
 	for {
-		best := len(state.Ladder) == 0 || state.Ladder[0].Up
+		// Who may replicate sees the timeline, if not at once.
+		best := len(state.Ladder) == 0 || state.Ladder[0].Up && state.Position.Timeline != 0
 		if best || state.Position.Primary || !changed.IsZero() && time.Since(changed) > settledFor {
 			return state
 		}

@@ -124,6 +124,9 @@ func (s *statusCommand) run(ctx context.Context) (*statusAnswer, error) {
 	}
 	settled := r.settle(ctx, min(settleWithin, time.Duration(s.timeout)))
 	answer.Source, answer.Ladder = settled.Source, rungs(settled)
+	if tl := settled.Position.Timeline; answer.Timeline == nil && tl != 0 { // a replication connection has taken over, and sees it
+		answer.Timeline, answer.Note = &tl, settled.Note
+	}
 	return answer, context.Cause(ctx)
 }
 

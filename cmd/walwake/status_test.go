@@ -134,3 +134,13 @@ func TestALostWriteIsStatus4(t *testing.T) {
 	}
 	walwake(t, on(standby, standby), "wait", write(t, standby)).is(exitOK)
 }
+
+// A role that may only replicate sees the timeline over a replication connection, which comes up a moment later.
+func TestStatusOfARoleThatOnlyReplicates(t *testing.T) {
+	t.Parallel()
+	_, standby := cluster(t)
+	a := decode[statusAnswer](walwake(t, env{"WALWAKE_REPLICA": role(standby, streamRole)}, "status", "--json").is(exitOK))
+	if a.Timeline == nil || *a.Timeline != 1 || a.Note != "" {
+		t.Errorf("got %+v", a)
+	}
+}
