@@ -54,13 +54,19 @@ func (h *histories) of(ctx context.Context, s *session, timeline uint32, spawn f
 			h.reading = false
 			if h.timeline == timeline {
 				h.history, h.err = history, err
-				h.again = time.Now().Add(h.pauses.next())
+				h.again = time.Now().Add(h.pause(err))
 			}
 			h.mu.Unlock()
 			known()
 		})
 	}
 	return h.history, h.err
+}
+
+// pause is how long to wait before the history is read again: somebody may wait for
+// it, so not long where it may work the next time.
+func (h *histories) pause(err error) time.Duration {
+	return min(h.pauses.next(), refusedFor(err))
 }
 
 // readHistory reads it from the server that peer is a session to, nil: from any

@@ -164,7 +164,7 @@ func (r *reader) wait(ctx context.Context, st *station, f follower, conn *pgx.Co
 		r.forget(st)
 		return false
 	case visible > 0:
-		r.history.violate(late, "%s: write %d could be read for %s, and then %d times over new connections, before the wait ended with %v", f.name, w.id, visible, proofs, err)
+		r.history.violate(late, "%s: write %d could be read for %s, and then %d times over new connections, before the wait ended with %v", f.name, w.id, visible.Round(time.Millisecond), proofs, err)
 	case ended.Sub(deadline) > r.o.late:
 		r.history.violate(late, "%s: a wait went on for %s after its deadline, until %v", f.name, ended.Sub(deadline), err)
 	case err == nil, errors.Is(err, tracker.ErrDiverged):
@@ -192,33 +192,44 @@ const (
 
 // watchFor looks, while a wait lasts, whether what it is for can be read. stop
 // returns for how long it could be, where that is too long, and whether conn
-// failed. Too long is measured by the clock and then beside a peer, or a machine
-// that stands still would count as a wake-up that is lost: somebody who connects
-// as the tracker does, and reads the row, several times on end.
+// failed. Too long is measured beside a peer, or a fault and a machine that stands
+// still would count as a wake-up that is lost: somebody who connects as the tracker
+// does, goes on reading the row over one connection for that long, and then over
+// several new ones.
 func (r *reader) watchFor(st *station, conn *pgx.Conn, w write) (stop func() (visible time.Duration, failed bool)) {
 	ctx, cancel := context.WithCancel(context.Background())
-	var since time.Time
-	var proved int
+	var since time.Time // the row can be read; zero: it cannot
+	var lasted time.Duration
 	var failed error
 	done := make(chan struct{})
 	timer := time.AfterFunc(watchAfter, func() {
 		defer close(done)
-		for w.id != 0 && failed == nil && proved < proofs && ctx.Err() == nil {
+		var peer *pgx.Conn
+		defer func() { disconnect(peer) }()
+		for w.id != 0 && failed == nil && lasted == 0 && ctx.Err() == nil {
+			var there bool
+			var err error
 			switch {
 			case since.IsZero():
-				var there bool
 				if there, failed = r.there(context.Background(), conn, w); there {
 					since = time.Now()
 				}
-			case time.Since(since) > r.o.late:
-				there, err := r.thereAnew(ctx, st, w)
+			case peer == nil:
+				if peer, err = r.connectPeer(ctx, st); err != nil {
+					since = time.Now()
+				}
+			default:
+				if there, err = r.there(ctx, peer, w); err != nil {
+					disconnect(peer)
+					peer = nil
+				}
 				switch {
 				case err != nil:
-					proved = 0
+					since = time.Now()
 				case !there:
-					proved, since = 0, time.Time{} // it came back behind
-				default:
-					proved++
+					since = time.Time{} // it came back behind
+				case time.Since(since) > r.o.late && r.thereAnew(ctx, st, w):
+					lasted = time.Since(since)
 				}
 			}
 			rest(ctx, watchEvery)
@@ -229,10 +240,7 @@ func (r *reader) watchFor(st *station, conn *pgx.Conn, w write) (stop func() (vi
 		if !timer.Stop() {
 			<-done
 		}
-		if proved < proofs {
-			return 0, failed != nil
-		}
-		return time.Since(since), false
+		return lasted, lasted == 0 && failed != nil
 	}
 }
 
@@ -247,15 +255,27 @@ func (r *reader) there(ctx context.Context, conn *pgx.Conn, w write) (there bool
 	return there, err
 }
 
-// thereAnew is there, over a connection of its own by the tracker's way and with
-// its patience.
-func (r *reader) thereAnew(ctx context.Context, st *station, w write) (bool, error) {
+// connectPeer connects by the tracker's way, under its name, and with its patience.
+func (r *reader) connectPeer(ctx context.Context, st *station) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, st.proxy.DSN())
-	if err != nil {
-		return false, err
+	return pgx.Connect(ctx, st.proxy.DSN("application_name=walwake"))
+}
+
+// thereAnew reads whether w is there over several new connections, one after the other.
+func (r *reader) thereAnew(ctx context.Context, st *station, w write) bool {
+	for range proofs {
+		conn, err := r.connectPeer(ctx, st)
+		if err != nil {
+			return false
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		there, err := r.there(ctx, conn, w)
+		cancel()
+		disconnect(conn)
+		if err != nil || !there {
+			return false
+		}
 	}
-	defer disconnect(conn)
-	return r.there(ctx, conn, w)
+	return true
 }

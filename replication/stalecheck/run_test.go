@@ -227,7 +227,7 @@ func TestNothingIsStale(t *testing.T) {
 	s := newScene(t, options{
 		seed: chosenSeed(), reads: *reads, within: *within,
 		writers: 3, readers: 32, pause: 2 * time.Millisecond,
-		faults: allFaults(), timeout: 12 * time.Second, late: 5 * time.Second,
+		faults: allFaults(), timeout: 12 * time.Second, late: 4 * time.Second,
 		capture: afterCommit, follow: walwake,
 	})
 	s.run()
