@@ -217,7 +217,7 @@ func TestRoutedReadsWithoutASessionAreStale(t *testing.T) {
 	u := newRouted(t, options{seed: chosenSeed(), within: *within, timeout: 12 * time.Second})
 	u.sessions = false
 	for _, st := range u.stations[1:] {
-		if err := st.Lag(t.Context(), 50*time.Millisecond); err != nil {
+		if err := st.Pause(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -42,8 +42,8 @@ func (s *Server) Serve(ctx context.Context, listeners []net.Listener, tlsConfig 
 	running.Go(func() { s.cfg.Hub.run(run, s) })
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
+		limited := s.limit(l) // here, or a Serve that ends at once would not wait for what it starts
 		running.Go(func() {
-			limited := s.limit(l)
 			var err error
 			if tlsConfig != nil && l.Addr().Network() != "unix" {
 				err = srv.ServeTLS(limited, "", "")
