@@ -2,9 +2,11 @@ package page_test
 
 import (
 	"fmt"
+	"net/http"
+	"sync"
 	"testing"
+	"time"
 
-	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 )
 
@@ -43,6 +45,18 @@ func TestThePageShowsPositionAndLagMoving(t *testing.T) {
 		}
 	}
 	at := write(t, primary)
+	var waiting sync.WaitGroup // somebody waits: why replay stands still is asked for them
+	defer waiting.Wait()
+	waiting.Go(func() {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://%s/v1/wait?token=%s&timeout=50s", s.address, at), http.NoBody)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if resp, err := http.DefaultClient.Do(req); err == nil {
+			_ = resp.Body.Close()
+		}
+	})
 	p.showing("held")
 	p.until(`document.getElementById("status-detail").textContent.startsWith("Replay is paused on the standby: ")`)
 	p.until(`document.getElementById("lag-bytes").textContent.endsWith(" kB")`)
@@ -65,10 +79,17 @@ func TestThePageShowsPositionAndLagMoving(t *testing.T) {
 	p.until(`document.querySelector("#fleet-rows th").textContent === "127.0.0.1:` + fmt.Sprint(standby.Port()) + `"`)
 	p.until(`document.querySelectorAll("#ladder-rows tr").length === 4`)
 	p.until(`document.getElementById("streams").textContent === "1"`)
-	chart := value[[]float64](p, `(({left, right, top, bottom}) => [(left + 3 * right) / 4, (top + bottom) / 2])(document.getElementById("chart-bytes").getBoundingClientRect())`)
 	const told = `[...document.querySelectorAll(".at")].every((e) => /^\d\d:\d\d:\d\d: /.test(e.textContent))`
-	for n := 0; n < 100 && !value[bool](p, told); n++ { // a move while the charts are drawn anew is lost
-		p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, chart[0]-float64(n%10), chart[1]))
+	// The browser may take a minute to find out what is below a real mouse while nothing else is drawn.
+	const point = `((over) => {
+		const {left, right, top, bottom} = over.getBoundingClientRect();
+		for (const kind of ["mouseenter", "mousemove"]) {
+			over.dispatchEvent(new MouseEvent(kind, {bubbles: true, clientX: (left + 3 * right) / 4, clientY: (top + bottom) / 2}));
+		}
+		return true;
+	})(document.querySelector("#chart-bytes .u-over"))`
+	for began := time.Now(); !value[bool](p, point+" && "+told) && time.Since(began) < patience; {
+		time.Sleep(10 * time.Millisecond)
 	}
 	p.until(told)
 	p.until(`said.at(-1) === "Following by poll"`)
