@@ -49,6 +49,9 @@ var closeBrowser = func() {} // the one that was started
 // chromium is the browser, without which a test is skipped, or fails where it must not be.
 func chromium(t *testing.T) context.Context {
 	t.Helper()
+	if os.Getenv("WALWAKE_CHROMIUM") == "off" {
+		t.Skip("WALWAKE_CHROMIUM=off")
+	}
 	ctx, err := browser()
 	switch {
 	case errors.Is(err, osexec.ErrNotFound) && os.Getenv("WALWAKE_CHROMIUM") == "":

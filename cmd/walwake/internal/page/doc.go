@@ -26,5 +26,7 @@
 // # Testing
 //
 // The tests start a walwake serve beside a real standby and look at the page with a
-// headless Chromium. Without one they are skipped, unless WALWAKE_CHROMIUM is set.
+// headless Chromium. Without one they are skipped, unless WALWAKE_CHROMIUM is set, and
+// with WALWAKE_CHROMIUM=off in any case, as in .ci/run: on a busy machine a browser
+// may not draw for a minute.
 package page
