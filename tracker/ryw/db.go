@@ -100,14 +100,17 @@ func (c *readConn) Ping(ctx context.Context) error {
 func (c *readConn) shows(ctx context.Context) error {
 	l, s := &c.lease, FromContext(ctx)
 	switch {
-	case l.from == nil, s == nil:
+	case s == nil:
 		return nil
-	case l.session == nil: // database/sql opened it for whoever comes
+	case l.session == nil && l.from != nil: // database/sql opened it for whoever comes
 		l.session = s
 	case s != l.session:
 		return driver.ErrBadConn
 	}
-	if s.OnPrimary() {
+	switch {
+	case l.from == nil:
+		return nil
+	case s.OnPrimary():
 		return driver.ErrBadConn
 	}
 	tok := needed(s)

@@ -100,7 +100,7 @@ func failed(ctx context.Context, err error, committing bool) error {
 	e, answered := errors.AsType[*pgconn.PgError](err)
 	// What ends the connection may have come after the commit, as in a wait for
 	// synchronous standbys (src/backend/replication/syncrep.c).
-	if !committing || answered && e.Severity == "ERROR" || errors.Is(err, pgx.ErrTxCommitRollback) {
+	if !committing || answered && e.SeverityUnlocalized == "ERROR" || errors.Is(err, pgx.ErrTxCommitRollback) {
 		return err
 	}
 	if s := FromContext(ctx); s != nil {

@@ -2,8 +2,11 @@ package ryw
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walwake/walwake/replication"
 	"github.com/walwake/walwake/tracker"
@@ -73,5 +76,40 @@ func TestWhatIsUnknownIsNotCoveredByAnEarlierToken(t *testing.T) {
 	}
 	if s.Wrote(tracker.Token{System: 7, Timeline: 1, LSN: 6}); s.OnPrimary() {
 		t.Error("a token that was captured after does not cover it")
+	}
+}
+
+// The word for an error is in the server's language.
+func TestACommitThatTheServerRefusedIsNotUncertain(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err       error
+		uncertain bool
+	}{
+		{&pgconn.PgError{Severity: "FEHLER", SeverityUnlocalized: "ERROR", Code: "23505"}, false},
+		{&pgconn.PgError{Severity: "SCHWERWIEGEND", SeverityUnlocalized: "FATAL", Code: "57P01"}, true},
+		{errors.New("connection reset"), true},
+	} {
+		var s Session
+		err := failed(NewContext(t.Context(), &s), tt.err, true)
+		if errors.Is(err, ErrUncertain) != tt.uncertain || s.OnPrimary() != tt.uncertain || !errors.Is(err, tt.err) {
+			t.Errorf("%v: got %v, on the primary: %v", tt.err, err, s.OnPrimary())
+		}
+	}
+}
+
+// database/sql may hand a connection that it opened for nobody to a session.
+func TestAPrimarysConnectionForNobodyIsNotASessions(t *testing.T) {
+	t.Parallel()
+	s := new(Session)
+	ctx := NewContext(t.Context(), s)
+	if err := (&readConn{lease: lease{}}).shows(ctx); !errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("opened for nobody, and not shown to lead to the primary: %v", err)
+	}
+	if err := (&readConn{lease: lease{session: s}}).shows(ctx); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	if err := (&readConn{lease: lease{session: new(Session)}}).shows(ctx); !errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("another's: %v", err)
 	}
 }
