@@ -52,8 +52,9 @@
 //
 // While somebody waits the server is also asked, ten times a second, why replay
 // does not move: it is paused or delayed, a query on the standby is in its way,
-// no walreceiver runs. The answer is in tracker.State's Note and in the wait's
-// error. A role without pg_read_all_stats does not see queries.
+// no walreceiver runs. Where waits are short, or tracker.Refresh is called
+// instead, it is asked once a second. The answer is in tracker.State's Note and in
+// the wait's error. A role without pg_read_all_stats does not see queries.
 //
 // # Tokens
 //

@@ -46,6 +46,63 @@ func TestReasonsNameWhatHoldsReplay(t *testing.T) {
 	}
 }
 
+// Who looks at State and does not wait is told too.
+func TestTheNoteIsThereForWhoOnlyLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newHolding(t)
+		tr := polling(t, s.scripted, tracker.Config{})
+		<-tr.Ready()
+		for _, want := range []struct {
+			delay, note string
+		}{{"1min", delayNote}, {"NULL", ""}} {
+			s.hold(map[int]string{6: want.delay})
+			fullQuestions(s.scripted, tr.Refresh)
+			if got := tr.State().Note; got != want.note {
+				t.Errorf("the note is %q, want %q", got, want.note)
+			}
+		}
+	})
+}
+
+// Waits that are short do not last longer for it.
+func TestTheFullQuestionIsAskedBetweenShortWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lsn atomic.Uint64
+		lsn.Store(100)
+		s := fastScript(t, &lsn, func() []byte { return binaryRecord([]byte("streaming"), uint32Bytes(1)) })
+		var during atomic.Bool
+		answer := s.answer
+		var of atomic.Pointer[tracker.Tracker]
+		s.answer = func(conn int, query string) ([][]*string, error) {
+			if tr := of.Load(); query == lookQuery && tr != nil && tr.Stats().Waiting > 0 {
+				during.Store(true)
+			}
+			return answer(conn, query)
+		}
+		tr := laddered(t, s, Config{Use: []Kind{Poll}})
+		of.Store(tr)
+		n := fullQuestions(s, func() {
+			if err := tr.Wait(t.Context(), tok(tracker.LSN(lsn.Add(1)))); err != nil {
+				t.Error(err)
+			}
+		})
+		if n != 1 || during.Load() {
+			t.Errorf("%d full questions, want one each %s; while somebody waited: %t", n, betweenEvery, during.Load())
+		}
+	})
+}
+
+// fullQuestions returns how many are asked while something is done each tenth of betweenEvery, for a little longer than that.
+func fullQuestions(s *scripted, do func()) int {
+	before := s.count(lookQuery)
+	for range 12 {
+		time.Sleep(betweenEvery / 10)
+		do()
+	}
+	synctest.Wait()
+	return s.count(lookQuery) - before
+}
+
 // holding is a standby whose full answers have columns that change.
 type holding struct {
 	*scripted

@@ -27,6 +27,10 @@ const followFor = 300 * time.Microsecond
 // which one short wait in forty would otherwise last longer.
 const fullEvery = 100 * time.Millisecond
 
+// betweenEvery is how often it is asked where waits are short, or nobody waits and
+// State is looked at (tracker.Refresh): after one of them, so that none lasts longer.
+const betweenEvery = time.Second
+
 // run is the life of one session, which is the epoch, and what decides when to
 // ask it. It has no goroutine of its own that things must pass through:
 // a waiter, a stream's hint, an answer or the timer each act where they happen,
@@ -262,6 +266,9 @@ func (r *run) actLocked() (time.Duration, error) {
 		r.again = true
 	}
 	switch {
+	case !r.s.busy && d.Waiting == 0 && r.wanted.After(r.fullAt) && now.Sub(r.fullAt) >= betweenEvery:
+		r.again, r.asked, r.fullAt = false, now, now
+		return pause, r.s.ask(full)
 	case r.waits.usableLocked(r):
 		return r.waits.actLocked(r, d, pause, now)
 	case r.s.busy:

@@ -165,7 +165,8 @@ func (c *terminal) shows(what string, is func(screen string) bool) string {
 		select {
 		case <-c.changed:
 		case <-late:
-			c.t.Fatalf("no %s on\n%s\nraw: %q", what, screen, c.written())
+			raw := c.written()
+			c.t.Fatalf("no %s on\n%s\nraw, its end: %q", what, screen, raw[max(0, len(raw)-2000):])
 		}
 	}
 }

@@ -2,8 +2,6 @@ package page_test
 
 import (
 	"fmt"
-	"net/http"
-	"sync"
 	"testing"
 	"time"
 
@@ -45,18 +43,6 @@ func TestThePageShowsPositionAndLagMoving(t *testing.T) {
 		}
 	}
 	at := write(t, primary)
-	var waiting sync.WaitGroup // somebody waits: why replay stands still is asked for them
-	defer waiting.Wait()
-	waiting.Go(func() {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://%s/v1/wait?token=%s&timeout=50s", s.address, at), http.NoBody)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		if resp, err := http.DefaultClient.Do(req); err == nil {
-			_ = resp.Body.Close()
-		}
-	})
 	p.showing("held")
 	p.until(`document.getElementById("status-detail").textContent.startsWith("Replay is paused on the standby: ")`)
 	p.until(`document.getElementById("lag-bytes").textContent.endsWith(" kB")`)

@@ -53,7 +53,8 @@ const (
 	// told of, while there are streams: the tracker has no call for an epoch that ends and
 	// is not followed by a failure. It is one atomic load.
 	lookEvery = 20 * time.Millisecond
-	// tellEvery is how often a state is told of in which only lag, waiters and ages are others.
+	// tellEvery is how often a state is told of in which only lag, waiters and ages are others,
+	// and how often the replica is asked for those who look on while nobody waits.
 	tellEvery = time.Second
 )
 
@@ -150,6 +151,9 @@ func (h *Hub) run(ctx context.Context, s *Server) {
 			}
 		case <-tell.C:
 			h.look(s)
+			if streams {
+				s.cfg.Tracker.Refresh() // its answer is looked at when it comes, and a note in the next look
+			}
 		}
 	}
 }
