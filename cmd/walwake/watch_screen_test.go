@@ -51,7 +51,7 @@ func TestWatchOnATerminal(t *testing.T) {
 	if err := standby.Crash(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.until("replica   its position is not known", "note      connection refused", "failed: ")
+	s.until("replica   its position is not known", "note      connection refused", "failed: ", "poll      was in use")
 	if !colours.MatchString(s.written()) {
 		t.Error("no colour")
 	}

@@ -56,9 +56,10 @@ type sight struct {
 	state    tracker.State
 	stats    tracker.Stats
 	lag      lagNow
-	samples  []sample    // oldest first; only the screen has them
-	looks    uint64      // the latest sample's number
-	events   []happening // oldest first
+	samples  []sample      // oldest first; only the screen has them
+	looks    uint64        // the latest sample's number
+	events   []happening   // oldest first
+	last     tracker.State // the latest that had a ladder: while a standby is down no source runs
 }
 
 // watched is a replica that is followed, and what was seen of it.
@@ -77,6 +78,7 @@ type watched struct {
 	was     tracker.Observation // guarded by mu; of the look before; zero before it was known
 	note    string              // guarded by mu; of the look before
 	said    string              // guarded by mu; what was told of the primary last
+	last    tracker.State       // guarded by mu; the latest that had a ladder
 }
 
 // hold has somebody wait for what never comes, so that the best source is up.
@@ -118,6 +120,7 @@ func (w *watched) sample(state tracker.State) {
 	defer w.poke()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.climbedLocked(state)
 	s := sample{at: time.Now(), lag: w.lagLocked(state, time.Now())}
 	if o := state.Position; state.Known {
 		s.epoch, s.lsn = o.Epoch, o.LSN
@@ -222,14 +225,23 @@ func (w *watched) sight() sight {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.climbedLocked(state)
 	p := sight{
 		now: now, interval: w.interval, server: w.server.address, state: state, stats: stats,
 		lag: w.lagLocked(state, now), looks: w.looks, events: slices.Clone(w.events),
+		last: w.last,
 	}
 	if w.primary != nil {
 		p.primary = w.primary.address
 	}
 	return p
+}
+
+// climbedLocked keeps a state that has a ladder.
+func (w *watched) climbedLocked(st tracker.State) {
+	if len(st.Ladder) > 0 {
+		w.last = st
+	}
 }
 
 // kept returns the samples, and how many there ever were.

@@ -67,7 +67,7 @@ func (v *view) absent() (lines int) {
 	if v.holds() == "" {
 		lines = 1
 	}
-	if len(v.state.Ladder) == 0 {
+	if len(v.last.Ladder) == 0 {
 		lines += len(replication.Kinds())
 	}
 	return lines
@@ -217,7 +217,18 @@ func (v *view) charts() {
 	v.gap()
 }
 
+// sources shows the ladder or, dim, the latest while no source runs.
 func (v *view) sources() {
+	if len(v.state.Ladder) == 0 {
+		for i, r := range rungs(v.last) {
+			text := "was " + r.state(v.last.Source)
+			if v.last.Ladder[i].Resting {
+				text = "rested: " + r.Reason
+			}
+			v.row(r.Source, text, toneDim)
+		}
+		return
+	}
 	better := true // than the one in use
 	for i, r := range rungs(v.state) {
 		t := toneText

@@ -31,6 +31,7 @@ func paused() *sight {
 		stats: tracker.Stats{Observations: 1234, Epochs: 3, Failures: 12, SourceChanges: 1},
 		lag:   lagNow{known: true, bytes: 1179320, late: 10 * time.Second, from: "measured"},
 	}
+	p.last = p.state
 	for i := range 260 {
 		s := sample{at: now.Add(time.Duration(i-259) * time.Second), epoch: 2, lsn: 0x3000148, lag: lagNow{known: true, from: "measured"}}
 		switch {
@@ -171,6 +172,11 @@ func TestWatchTones(t *testing.T) {
 	if len(want) > 0 {
 		t.Errorf("not shown: %v", want)
 	}
+	for _, l := range down().view(80, 24) {
+		if strings.HasPrefix(l.String(), "logical   was not up") && l[len(l)-1].tone != toneDim {
+			t.Errorf("what was there draws the eye: %v", l)
+		}
+	}
 	p.lag = lagNow{known: true, from: "measured"}
 	if lag := p.view(80, 24)[4]; !strings.HasPrefix(lag.String(), "lag       none") || lag[1].tone != toneGood {
 		t.Errorf("got %v", lag)
@@ -308,6 +314,11 @@ note      connection refused
         0                   ▁▁▁▁▁▁xx▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁██
           5m50s ago                                                          now
 
+physical  rested: starts when a wait lasts
+logical   was not up: no publication walwake: on the primary, in the database of
+          the replica's connection string: CREATE PUBLICATION walwake
+waitfor   was not up: needs PostgreSQL 19, the server is 18
+poll      was in use
 counts    1234 observations, 3 epochs, 12 failures, 1 source change
 
 16:52:21  note: replay is paused on the standby: SELECT pg_wal_replay_resume()
