@@ -41,7 +41,8 @@ type following struct {
 	primary *server // nil: none was named
 	name    string  // in logs, errors and metrics; empty: the server's address
 	source  string
-	timeout time.Duration // of a wait
+	from    tracker.Source // what to follow instead of the server; nil: that itself
+	timeout time.Duration  // of a wait
 
 	maxWaiters int                                            // 0: tracker.DefaultMaxWaiters
 	observer   tracker.Observer                               // is called too
@@ -67,13 +68,10 @@ type replica struct {
 
 // follow makes the tracker of a replica, and runs it: the one place that knows how.
 func (a *app) follow(f following) (*replica, error) {
-	var primary replication.Server
-	if f.primary != nil {
-		primary.Config = f.primary.config
+	source, err := f.from, error(nil)
+	if source == nil {
+		source, err = f.ladder()
 	}
-	source, err := newSource(f.source, replication.Config{
-		Replica: replication.Server{Config: f.server.config}, Primary: primary, Messages: f.messages,
-	})
 	if err != nil {
 		return nil, explain(f.server, err)
 	}
@@ -106,6 +104,17 @@ func (a *app) follow(f following) (*replica, error) {
 	// It ends by stop alone: if it also ended with the command's context, who waits would be told that it is closed.
 	r.running.Go(func() { _ = r.Run(context.Background()) })
 	return r, nil
+}
+
+// ladder is the source for the server itself.
+func (f *following) ladder() (tracker.Source, error) {
+	var primary replication.Server
+	if f.primary != nil {
+		primary.Config = f.primary.config
+	}
+	return newSource(f.source, replication.Config{
+		Replica: replication.Server{Config: f.server.config}, Primary: primary, Messages: f.messages,
+	})
 }
 
 // library is the logger for the library's packages, whose warnings are for whoever embeds them.

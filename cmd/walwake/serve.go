@@ -160,7 +160,7 @@ func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
 	case s.waiters < 1 || s.streams < 1:
 		return nil, usagef("--max-waiters and --max-streams: want 1 or more")
 	}
-	if v.bearer, err = s.readBearer(); err != nil {
+	if v.bearer, err = s.readBearer(s.bearerFile); err != nil {
 		return nil, err
 	}
 	if v.tls, err = s.readTLS(); err != nil {
@@ -260,16 +260,17 @@ func (e *recordEnds) of(ctx context.Context, lsn tracker.LSN) (tracker.LSN, erro
 	return lsn.Normalize(e.block, e.segment), nil
 }
 
-// readBearer returns the token that callers must show; empty: none.
-func (s *serveCommand) readBearer() (string, error) {
-	bearer := strings.TrimSpace(s.getenv("WALWAKE_BEARER"))
-	if s.bearerFile != "" {
-		content, err := os.ReadFile(s.bearerFile)
+// readBearer returns the token that callers of a sidecar must show, from a file, or from the environment where none is
+// named; empty: none.
+func (a *app) readBearer(file string) (string, error) {
+	bearer := strings.TrimSpace(a.getenv("WALWAKE_BEARER"))
+	if file != "" {
+		content, err := os.ReadFile(file)
 		if err != nil {
 			return "", usagef("--bearer-file: %w", err)
 		}
 		if bearer = strings.TrimSpace(string(content)); bearer == "" {
-			return "", usagef("--bearer-file %s is empty: nobody would have to show a token", s.bearerFile)
+			return "", usagef("--bearer-file %s is empty: want a token, such as that of openssl rand -hex 16", file)
 		}
 	}
 	const shortest = 16

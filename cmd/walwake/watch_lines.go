@@ -18,7 +18,8 @@ type watchLine struct {
 	Event      string       `json:"event"` // state, or the kind of what has happened
 	Text       string       `json:"text"`
 	Server     string       `json:"server"`
-	Role       *string      `json:"role"` // standby or primary
+	Sidecar    string       `json:"sidecar,omitempty"` // that it is watched through
+	Role       *string      `json:"role"`              // standby or primary
 	Position   *tracker.LSN `json:"position"`
 	Timeline   *uint32      `json:"timeline"`
 	System     *string      `json:"system"`
@@ -35,9 +36,9 @@ type watchLine struct {
 	SourceChanges uint64 `json:"source_changes"`
 }
 
-// LagLine is what --primary adds to it. It is exported so that encoding/json can set it, embedded as it is.
+// LagLine is what --primary and --sidecar add to it. It is exported so that encoding/json can set it, embedded as it is.
 type LagLine struct {
-	Primary  string         `json:"primary"`
+	Primary  string         `json:"primary"` // empty: a sidecar does not say
 	Written  *tracker.Token `json:"primary_token"`
 	LagBytes *uint64        `json:"lag_bytes"`
 	LagUS    *int64         `json:"lag_us"`
@@ -75,8 +76,7 @@ func (w *watchCommand) inLines(ctx context.Context, seen *watched) error {
 // holds is what keeps the position from moving, or from being known.
 func (p *sight) holds() string {
 	if p.state.Failure != nil {
-		what, _ := diagnose(p.state.Failure)
-		return oneLine(what)
+		return failureText(p.state.Failure, p.sidecar != "")
 	}
 	return oneLine(plain(p.state.Note))
 }
@@ -84,7 +84,7 @@ func (p *sight) holds() string {
 func (p *sight) line(at time.Time, kind, text string) *watchLine {
 	st := p.state
 	l := &watchLine{
-		At: at, Event: kind, Text: text, Server: p.server, Source: st.Source, Ladder: rungs(st), Note: oneLine(plain(st.Note)),
+		At: at, Event: kind, Text: text, Server: p.server, Sidecar: p.sidecar, Source: st.Source, Ladder: rungs(st), Note: oneLine(plain(st.Note)),
 		Observations: p.stats.Observations, Epochs: p.stats.Epochs, Failures: p.stats.Failures, SourceChanges: p.stats.SourceChanges,
 	}
 	if !st.ObservedAt.IsZero() {
@@ -99,7 +99,7 @@ func (p *sight) line(at time.Time, kind, text string) *watchLine {
 			l.System = new(strconv.FormatUint(o.System, 10))
 		}
 	}
-	if p.primary == "" {
+	if p.primary == "" && p.sidecar == "" {
 		return l
 	}
 	l.LagLine = &LagLine{Primary: p.primary, Written: known(st.Primary)}

@@ -53,6 +53,8 @@ type sight struct {
 	interval time.Duration
 	server   string
 	primary  string // empty: none was named
+	sidecar  string // the URL of the one that server is watched through; empty: it is watched itself
+	lags     bool   // whether somebody says where the primary is, so that there is a lag to show
 	state    tracker.State
 	stats    tracker.Stats
 	lag      lagNow
@@ -65,7 +67,8 @@ type sight struct {
 // watched is a replica that is followed, and what was seen of it.
 type watched struct {
 	*replica
-	primary  *server // nil: none was named
+	primary  *server         // nil: none was named
+	side     *watchedSidecar // nil: the replica is watched itself
 	interval time.Duration
 	changed  chan struct{} // room for one: there is a sample, or an event, more
 
@@ -100,6 +103,10 @@ func (w *watched) look(ctx context.Context) {
 
 // fresh returns the state after the replica was asked once more, or some time has passed.
 func (w *watched) fresh(ctx context.Context) tracker.State {
+	if w.side != nil {
+		w.askSidecar(ctx)
+		return w.State()
+	}
 	asked := time.Now()
 	w.Refresh()
 	look := time.NewTicker(freshLook)
@@ -120,6 +127,7 @@ func (w *watched) sample(state tracker.State) {
 	defer w.poke()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.adaptLocked(&state)
 	w.climbedLocked(state)
 	s := sample{at: time.Now(), lag: w.lagLocked(state, time.Now())}
 	if o := state.Position; state.Known {
@@ -175,12 +183,15 @@ func (w *watched) moved(o tracker.Observation) {
 }
 
 func (w *watched) sourceChanged(from, to string, state tracker.State) {
+	if w.side != nil {
+		w.sourceThereChanged(to, state)
+		return
+	}
 	w.event("source", sourceText(from, to, state))
 }
 
 func (w *watched) failed(err error) {
-	what, _ := diagnose(err)
-	w.event("failed", oneLine(what))
+	w.event("failed", w.failureText(err))
 }
 
 // tell is called by who asks the primary, which knows no other kind.
@@ -225,6 +236,7 @@ func (w *watched) sight() sight {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.adaptLocked(&state)
 	w.climbedLocked(state)
 	p := sight{
 		now: now, interval: w.interval, server: w.server.address, state: state, stats: stats,
@@ -232,7 +244,11 @@ func (w *watched) sight() sight {
 		last: w.last,
 	}
 	if w.primary != nil {
-		p.primary = w.primary.address
+		p.primary, p.lags = w.primary.address, true
+	}
+	if s := w.side; s != nil {
+		p.server, p.sidecar, p.lags = cmp.Or(s.name, p.server), p.server, s.primary
+		p.stats.SourceChanges = s.changes
 	}
 	return p
 }
@@ -258,7 +274,7 @@ func (w *watched) lagLocked(st tracker.State, now time.Time) lagNow {
 		return lagNow{reason: "the replica's position is not known"}
 	case st.Position.Primary:
 		return lagNow{known: true, from: "measured"}
-	case w.primary == nil:
+	case w.primary == nil && w.side == nil:
 		return lagNow{reason: "name the primary in --primary"}
 	case st.Primary.IsZero(), now.Sub(st.PrimaryHeard) > max(staleAfter, 3*w.interval):
 		return lagNow{reason: cmp.Or(w.said, "the primary's position is not known")}

@@ -215,12 +215,12 @@ func TestWatchOfAnotherClusterSaysSo(t *testing.T) {
 func TestWatchHelpHasExamples(t *testing.T) {
 	t.Parallel()
 	help := walwake(t, nil, "watch", "--help").is(exitOK)
-	for _, text := range []string{"Examples:", "  walwake watch", "--json", "--interval", "--stream", "Usage:"} {
+	for _, text := range []string{"Examples:", "  walwake watch", "--json", "--interval", "--stream", "--sidecar", "--bearer-file", "Usage:"} {
 		if !strings.Contains(help.stdout, text) {
 			t.Errorf("no %q in %s", text, help)
 		}
 	}
-	for args, want := range map[string]string{"--source": "auto\nphysical\n", "--interval": ":4", "--replica": ":4"} {
+	for args, want := range map[string]string{"--source": "auto\nphysical\n", "--interval": ":4", "--replica": ":4", "--sidecar": ":4"} {
 		if o := walwake(t, nil, "__complete", "watch", args, "").is(exitOK); !strings.HasPrefix(o.stdout, want) {
 			t.Errorf("%s: want %q, got %s", args, want, o)
 		}

@@ -104,11 +104,14 @@ func (v *view) title() {
 	const leave = "  q leaves"
 	clock := v.now.Format(time.TimeOnly)
 	room := v.width - len(clock) - 2
-	left := line{}.add("walwake watch", toneTitle)
-	if room > columnsOf("walwake watch  "+v.server) {
-		left = left.add("  "+v.server, toneText)
+	left, shown := line{}.add("walwake watch", toneTitle), v.server
+	if long := v.server + " through " + v.sidecar; v.sidecar != "" && room > columnsOf("walwake watch  "+long) {
+		shown = long
+	}
+	if room > columnsOf("walwake watch  "+shown) {
+		left = left.add("  "+shown, toneText)
 	} else {
-		left = line{}.add(cut(v.server, room), toneTitle)
+		left = line{}.add(cut(shown, room), toneTitle)
 	}
 	if free := v.width - columnsOf(left.String()) - len(clock); free > len(leave) {
 		left, clock = left.add(strings.Repeat(" ", free-len(leave)), toneText), clock+leave
@@ -166,14 +169,13 @@ func (v *view) behind() {
 		}
 		v.row("lag", text, toneWarn)
 	}
-	if v.primary == "" {
-		return
-	}
 	text := v.primary
-	if at := v.state.Primary; !at.IsZero() {
+	if at := v.state.Primary; v.lags && !at.IsZero() {
 		text += fmt.Sprintf(", at %s of timeline %d", at.LSN, at.Timeline) + v.ago(v.state.PrimaryHeard)
 	}
-	v.row("primary", text, toneText)
+	if text != "" {
+		v.row("primary", strings.TrimPrefix(text, ", "), toneText)
+	}
 }
 
 // ago is how long ago something was, where that is worth telling.
@@ -191,7 +193,7 @@ func (v *view) charts() {
 		return
 	}
 	shown := []series{lagInBytes, lagInTime}
-	if v.primary == "" {
+	if !v.lags {
 		shown = []series{replaySpeed}
 	}
 	for _, s := range shown {

@@ -16,7 +16,7 @@ import (
 func paused() *sight {
 	now := time.Date(2026, 11, 22, 16, 52, 31, 0, time.UTC)
 	p := &sight{
-		now: now, interval: time.Second, server: "db2:5432", primary: "db1:5432",
+		now: now, interval: time.Second, server: "db2:5432", primary: "db1:5432", lags: true,
 		state: tracker.State{
 			Known: true, Position: tracker.Observation{LSN: 0x3000148, System: 7711042283740198062, Timeline: 1, Epoch: 3}, ObservedAt: now,
 			Primary: tracker.Token{System: 7711042283740198062, Timeline: 1, LSN: 0x3120000}, PrimaryHeard: now.Add(-5 * time.Second),
@@ -68,7 +68,7 @@ func down() *sight {
 // alone is paused without a primary.
 func alone() *sight {
 	p := paused()
-	p.primary, p.state.Primary = "", tracker.Token{}
+	p.primary, p.lags, p.state.Primary = "", false, tracker.Token{}
 	p.lag = lagNow{reason: "name the primary in --primary"}
 	for i := range p.samples {
 		p.samples[i].lsn += tracker.LSN(i * i * 100)
