@@ -40,6 +40,7 @@ type serveCommand struct {
 	waiters, streams int
 	interval         period
 	primaryEvery     period
+	check            bool
 
 	file *configFile // nil: none was named
 }
@@ -83,10 +84,15 @@ Host header is a name must name localhost or one of --hosts, or a web page could
 ask. It runs until it is interrupted or terminated, and answers everybody who waits before it ends; a second
 signal ends it at once. Its log is of level info, unless --log-level says otherwise.
 
+With --check it starts nothing: it asks /healthz of the sidecar that has the same settings, at each of its
+listeners, and exits 0, or 1 with what is wrong, within 3 s: for containers in which there is no curl. A
+sidecar whose replica is down answers, and need not be restarted: ask /readyz whether to send it readers.
+
 ` + exitStatuses,
 		Example: `  walwake serve --replica 'host=localhost user=app dbname=app' --primary 'host=db1 user=app dbname=app'
   walwake serve --config /etc/walwake.yaml --listen 127.0.0.1:7432 --listen unix:/run/walwake/http.sock
-  WALWAKE_LISTEN=0.0.0.0:7432 walwake serve --bearer-file /run/secrets/walwake --tls-cert tls.crt --tls-key tls.key`,
+  WALWAKE_LISTEN=0.0.0.0:7432 walwake serve --bearer-file /run/secrets/walwake --tls-cert tls.crt --tls-key tls.key
+  walwake serve --config /etc/walwake.yaml --check`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(c *cobra.Command, _ []string) error { return s.run(c) },
@@ -110,6 +116,7 @@ signal ends it at once. Its log is of level info, unless --log-level says otherw
 	f.IntVar(&s.streams, "max-streams", sidecar.DefaultStreams, "`number` of streams at once")
 	f.Var(&s.interval, "interval", "least time between two positions in a stream that nobody waits for")
 	f.Var(&s.primaryEvery, "primary-interval", "how often the primary is asked how far it is")
+	f.BoolVar(&s.check, "check", false, "ask the sidecar with these settings whether it answers")
 	for _, name := range []string{"listen", "name", "hosts", "max-waiters", "max-streams"} {
 		complete(c, name)
 	}
@@ -117,6 +124,9 @@ signal ends it at once. Its log is of level info, unless --log-level says otherw
 }
 
 func (s *serveCommand) run(c *cobra.Command) error {
+	if s.check {
+		return s.runCheck(c)
+	}
 	set, err := s.prepare(c)
 	if err != nil {
 		return err

@@ -175,7 +175,9 @@ func (s *serveCommand) settings(c *cobra.Command) error {
 }
 
 // isSetting reports whether a flag may stand in the file and in the environment.
-func isSetting(f *pflag.Flag) bool { return f.Name != "config" && f.Name != "help" }
+func isSetting(f *pflag.Flag) bool {
+	return f.Name != "config" && f.Name != "help" && f.Name != "check"
+}
 
 // isServer reports whether a flag names a server: see named.
 func isServer(f *pflag.Flag) bool { return f.Name == "replica" || f.Name == "primary" }
