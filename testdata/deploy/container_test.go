@@ -147,11 +147,15 @@ func (c *container) translateAll(words []string) []string {
 	return all
 }
 
-// environment is that of the container, and what stands for its image: PATH, and where PostgreSQL listens.
+// environment is that of the container, and of its image; of PostgreSQL's image what stands for it: PATH, and where it
+// listens.
 func (c *container) environment() []string {
 	env := []string{"PATH=" + c.stack.path, "LANG=C.UTF-8"}
 	if c.isPostgres() {
 		env = append(env, "PGPORT="+strconv.Itoa(c.port), "PGHOST="+c.socket())
+	}
+	if c.service.Build != nil {
+		env = append(env, c.translateAll(readDockerfile(c.stack.t).env)...)
 	}
 	for key, value := range c.service.Environment {
 		env = append(env, key+"="+c.translate(*value))

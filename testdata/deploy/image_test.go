@@ -2,6 +2,7 @@ package deploy_test
 
 import (
 	"debug/elf"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -19,9 +20,11 @@ import (
 
 // dockerfile is what the tests need of testdata/docker/Dockerfile.
 type dockerfile struct {
-	build []string // the arguments of go in its last RUN
-	user  string
-	lines []string // of the last stage
+	build  []string // the arguments of go in its last RUN
+	user   string
+	env    []string // KEY=value
+	health []string // the health check's command
+	lines  []string // of the last stage
 }
 
 func readDockerfile(t *testing.T) (d dockerfile) {
@@ -43,6 +46,14 @@ func readDockerfile(t *testing.T) (d dockerfile) {
 	for _, line := range d.lines {
 		if user, ok := strings.CutPrefix(line, "USER "); ok {
 			d.user = user
+		}
+		if variable, ok := strings.CutPrefix(line, "ENV "); ok {
+			d.env = append(d.env, variable)
+		}
+		if _, words, ok := strings.Cut(line, " CMD "); ok && strings.HasPrefix(line, "HEALTHCHECK ") {
+			if err := json.Unmarshal([]byte(words), &d.health); err != nil {
+				t.Fatalf("%s: %v: without a shell it has to be a list", line, err)
+			}
 		}
 	}
 	return d
@@ -162,7 +173,7 @@ func TestTheImageHoldsAStaticBinaryAndRunsAsNobody(t *testing.T) {
 	}
 	for _, line := range d.lines {
 		word, _, _ := strings.Cut(line, " ")
-		if !slices.Contains([]string{"COPY", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}, word) {
+		if !slices.Contains([]string{"COPY", "USER", "ENV", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}, word) {
 			t.Errorf("the image has no shell: %s", line)
 		}
 	}

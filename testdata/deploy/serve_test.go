@@ -42,10 +42,14 @@ func serves(t *testing.T, args []string, env ...string) error {
 		if m := listening.FindStringSubmatch(out.String()); m != nil {
 			if answer, err := http.Get("http://" + m[1] + "/healthz"); err == nil { //nolint:noctx // the process ends in time
 				must(t, answer.Body.Close())
+				check, err := checked(ctx, program, args, m[1], cmd.Env)
 				must(t, cmd.Process.Signal(syscall.SIGTERM))
 				<-ended //nolint:errcheck // by the signal
-				if answer.StatusCode != http.StatusOK {
+				switch {
+				case answer.StatusCode != http.StatusOK:
 					return fmt.Errorf("/healthz: %s", answer.Status)
+				case err != nil:
+					return fmt.Errorf("--check: %w: %s", err, check)
 				}
 				return nil
 			}
@@ -56,6 +60,20 @@ func serves(t *testing.T, args []string, env ...string) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// checked runs the health check by command for a sidecar with these arguments, which listens at an address.
+func checked(ctx context.Context, program string, args []string, at string, env []string) (out []byte, err error) {
+	args = slices.Clone(args)
+	for i := range args {
+		args[i] = strings.ReplaceAll(args[i], "127.0.0.1:0", at)
+	}
+	if !slices.Contains(args, "--listen") { // it is in a file, without the port
+		args = append(args, "--listen", at)
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, "--check")...)
+	cmd.Env = env
+	return cmd.CombinedOutput()
 }
 
 // parses checks a command line's flags with the command itself.
@@ -93,6 +111,9 @@ func TestEachCommandLineIsOneOfTheCommands(t *testing.T) {
 			t.Errorf("%s: there is no %s in the image", name, s.HealthCheck.Test[1])
 		}
 		check(name, s.HealthCheck.Test[2:])
+		if health := readDockerfile(t).health; !slices.Equal(s.HealthCheck.Test[1:], health) {
+			t.Errorf("%s is checked by %q, the image by %q", name, s.HealthCheck.Test[1:], health)
+		}
 	}
 	text, err := os.ReadFile(filepath.Join(top, "docker-compose.yml"))
 	must(t, err)

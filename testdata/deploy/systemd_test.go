@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -37,6 +38,14 @@ func TestTheUnitRunsTheSidecar(t *testing.T) {
 	_, start := unit(t, dir)
 	words := strings.Fields(strings.ReplaceAll(start, "${CREDENTIALS_DIRECTORY}", dir))
 	if err := serves(t, words[1:]); err != nil {
+		t.Error(err)
+	}
+	text, err := os.ReadFile("systemd/walwake.service")
+	must(t, err)
+	m := regexp.MustCompile(`(?m)^# +walwake (serve .*--check)\b`).FindStringSubmatch(string(text))
+	if m == nil || !strings.Contains(start, strings.TrimSuffix(m[1], " --check")) {
+		t.Errorf("the check in the unit's head, %q, is not of %s", m, start)
+	} else if err := parses(t, strings.Fields(m[1])); err != nil {
 		t.Error(err)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "walwake.yaml"), []byte(there+"\nlisten_on: x\n"), 0o600))

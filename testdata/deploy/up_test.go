@@ -245,6 +245,35 @@ func TestComposeUp(t *testing.T) {
 		}
 	})
 
+	t.Run("the health check finds out a sidecar that hangs, and blames none for its standby", func(t *testing.T) {
+		c := s.containers["walwake2"]
+		check := func() error {
+			_, err := c.exec(t.Context(), c.service.HealthCheck.Test[1:]...)
+			return err
+		}
+		must(t, c.cmd.Process.Signal(syscall.SIGSTOP))
+		if err := check(); err == nil || !strings.Contains(err.Error(), "no answer within 3s") {
+			t.Errorf("it hangs: %v", err)
+		}
+		must(t, c.cmd.Process.Signal(syscall.SIGCONT))
+		must(t, check())
+		must(t, s.containers["standby2"].stop())
+		for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+			if status, body := s.get("walwake2", "walwake2", "/readyz"); status == http.StatusServiceUnavailable {
+				break
+			} else if time.Since(began) > 30*time.Second {
+				t.Fatalf("without its standby: %d %s", status, body)
+			}
+		}
+		must(t, check())
+		must(t, c.stop())
+		if err := check(); err == nil || !strings.Contains(err.Error(), "nothing listens there") {
+			t.Errorf("it is stopped: %v", err)
+		}
+		s.up()
+		s.works()
+	})
+
 	t.Run("a sidecar that is killed is missed by nobody once it is back", func(t *testing.T) {
 		c := s.containers["walwake1"]
 		must(t, c.cmd.Process.Kill())
