@@ -43,8 +43,8 @@ func TestTheUnitRunsTheSidecar(t *testing.T) {
 	text, err := os.ReadFile("systemd/walwake.service")
 	must(t, err)
 	m := regexp.MustCompile(`(?m)^# +walwake (serve .*--check)\b`).FindStringSubmatch(string(text))
-	if m == nil || !strings.Contains(start, strings.TrimSuffix(m[1], " --check")) {
-		t.Errorf("the check in the unit's head, %q, is not of %s", m, start)
+	if m == nil || !strings.Contains(string(text), "\nExecStart=/usr/local/bin/walwake "+strings.TrimSuffix(m[1], " --check")) {
+		t.Errorf("the check in the unit's head is not of what is started: %q", m)
 	} else if err := parses(t, strings.Fields(m[1])); err != nil {
 		t.Error(err)
 	}
