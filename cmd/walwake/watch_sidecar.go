@@ -170,10 +170,10 @@ func (w *watched) askSidecar(ctx context.Context) {
 	if w.Wait(ctx, tracker.Token{LSN: *p.Position}) != nil {
 		return
 	}
+	w.heard(&p, time.Now()) // before there is a lag that this belongs to
 	if p.Lag.Primary != nil {
 		w.PrimaryAt(*p.Lag.Primary)
 	}
-	w.heard(&p, time.Now())
 }
 
 // heard keeps what the sidecar has said.

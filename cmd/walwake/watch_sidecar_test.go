@@ -120,6 +120,49 @@ func TestWatchThroughASidecarThatGoesAwayAndReturns(t *testing.T) {
 	w.interrupted()
 }
 
+// One that is stopped says nothing, and is found out by that.
+func TestWatchThroughASidecarThatHangs(t *testing.T) {
+	t.Parallel()
+	primary, standby := cluster(t)
+	p := serveProcess(t, standby, "--listen", "127.0.0.1:0", "--primary", primary.DSN())
+	w := watch(t, nil, "--sidecar", "http://"+p.address)
+	w.state("no lag", func(row []string) bool { return row[colBytes] == "0" })
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	w.event("failed", "sidecar: the stream has been silent for too long")
+	w.state("nothing", func(row []string) bool { return row[colPosition] == "-" })
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	w.event("epoch", "the position is known")
+	w.state("no lag", func(row []string) bool { return row[colBytes] == "0" })
+	w.interrupted()
+	p.kill(t)
+}
+
+func TestWatchThroughASidecarShowsAFailover(t *testing.T) {
+	t.Parallel()
+	c := replicationtest.Start(t, replicationtest.Options{})
+	s := serve(t, on(c.Primary, c.Standbys[0]), "--primary-interval", "50ms")
+	w := watch(t, nil, "--sidecar", s.url)
+	w.state("no lag", func(row []string) bool { return row[colBytes] == "0" })
+	if err := c.Primary.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.event("primary", "sidecar: the primary has not answered for longer than 10s")
+	w.state("no lag that is known", func(row []string) bool { return row[colPosition] != "-" && row[colBytes] == "-" && row[colUS] == "-" })
+	if err := c.Standbys[0].Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.event("timeline", "timeline 2 is replayed, it was 1")
+	w.event("role", "it is a primary now, it was a standby")
+	w.state("the primary", func(row []string) bool {
+		return row[colRole] == "primary" && row[colTimeline] == "2" && row[colBytes] == "0"
+	})
+	w.interrupted()
+}
+
 func TestWatchThroughASidecarOnATerminal(t *testing.T) {
 	t.Parallel()
 	c := replicationtest.Start(t, replicationtest.Options{})
