@@ -124,7 +124,7 @@ var built = sync.OnceValues(func() (string, error) {
 var builtDir string // of the binary, for TestMain to remove
 
 // start runs the binary until stderr holds a text.
-func start(t *testing.T, tmp, until string, args ...string) (cmd *exec.Cmd, rest *bufio.Reader, seen string) {
+func start(t testing.TB, tmp, until string, args ...string) (cmd *exec.Cmd, rest *bufio.Reader, seen string) {
 	t.Helper()
 	path, err := built()
 	if err != nil {
