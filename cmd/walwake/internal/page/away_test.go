@@ -99,6 +99,12 @@ func TestThePageSaysWhatIsNotKnownAndWhy(t *testing.T) {
 	p.until(`document.getElementById("status-detail").textContent.includes("connection refused")`)
 	p.until(`document.getElementById("position").textContent === "–"`)
 	p.until(`/refused \(\d+ times, until /.test(document.querySelector("#events-rows tr").textContent)`)
+	const times = `Number(/refused \((\d+) times/.exec(document.querySelector("#events-rows tr")?.textContent)?.[1])`
+	heard := value[int](p, times)
+	late := open(t, s.address) // is told how often it was, in one event
+	late.until(fmt.Sprintf("%s >= %d", times, heard))
+	late.until(`[...document.querySelectorAll("#events-rows tr")].filter((row) => row.textContent.includes("refused")).length === 1`)
+	late.until(`document.querySelector("#events-rows").textContent.includes("the position is known")`)
 	p.picture("unknown")
 	if err := standby.Start(t.Context()); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,8 @@
 // slowly, and one that does not read for Config.WriteTimeout is dropped. Frames
 // that only move the position come at most once in Config.Interval. A client that
 // waits says for what, in the body of its request: the Tracker then asks for it,
-// and the client hears of it at once.
+// and the client hears of it at once. While there are streams the replica is asked once
+// a second at least: who looks on learns as who waits does that it has fallen silent.
 //
 // An event with a position has the epoch that it is of, and the end of an epoch is
 // an event: see package tracker/sidecar, the client.

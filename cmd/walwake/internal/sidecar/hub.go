@@ -27,12 +27,15 @@ type Hub struct {
 	events  []Event       // guarded by mu; the latest, oldest first
 }
 
-// An Event is something that an operator may want to know of.
+// An Event is something that an operator may want to know of. Where the same happens again
+// it is told again, with the number of times and another N.
 type Event struct {
-	N    uint64    `json:"n"` // rises
-	At   time.Time `json:"at"`
-	Kind string    `json:"kind"` // source, failed, epoch, note, primary, or reader
-	Text string    `json:"text"`
+	N     uint64    `json:"n"` // rises
+	At    time.Time `json:"at"`
+	Since time.Time `json:"since"` // when it happened for the first time of these; At where that is the only one
+	Kind  string    `json:"kind"`  // source, failed, epoch or primary
+	Text  string    `json:"text"`
+	Times int       `json:"times"` // that it happened one after the other
 }
 
 // frame is what streams write, the same for all.
@@ -207,12 +210,20 @@ func (h *Hub) tellEpochLocked(was frame, p Position) {
 	h.eventLocked("epoch", text)
 }
 
+// eventLocked adds an event. One that repeats the latest is counted there: a replica that is away would
+// crowd out all that happened before.
 func (h *Hub) eventLocked(kind, text string) {
 	h.n++
+	now := time.Now()
+	if last := len(h.events) - 1; last >= 0 && h.events[last].Kind == kind && h.events[last].Text == text {
+		e := &h.events[last]
+		e.N, e.At, e.Times = h.n, now, e.Times+1
+		return
+	}
 	if len(h.events) == maxEvents {
 		h.events = append(h.events[:0], h.events[1:]...)
 	}
-	h.events = append(h.events, Event{h.n, time.Now(), kind, text})
+	h.events = append(h.events, Event{h.n, now, now, kind, text, 1})
 }
 
 // sameState reports whether nothing but position, lag, ages and counts differs.

@@ -53,7 +53,7 @@ export class Model {
       state.waiting = data.waiting ?? state.waiting;
       this.sample();
     } else if (name === "event") {
-      this.#event({ at: Date.parse(data.at), kind: data.kind, text: data.text });
+      this.#event({ at: Date.parse(data.since), until: Date.parse(data.at), times: data.times, kind: data.kind, text: data.text });
     } else if (name === "end") {
       this.trouble = data.detail;
     }
@@ -102,18 +102,19 @@ export class Model {
   }
 
   #note(text) {
-    this.#event({ at: Date.now(), kind: "sidecar", text });
+    const at = Date.now();
+    this.#event({ at, until: at, times: 1, kind: "sidecar", text });
   }
 
-  // #event remembers an event. The same thing again, such as a server that is still away, counts up.
+  // #event remembers an event. One that is told again, such as of a server that is still away, is the one that began
+  // with it.
   #event(e) {
-    const [last] = this.events;
-    if (last && last.kind === e.kind && last.text === e.text && e.at >= last.at) {
-      last.times++;
-      last.until = e.at;
+    const told = this.events.find((was) => was.at === e.at && was.kind === e.kind && was.text === e.text);
+    if (told) {
+      Object.assign(told, e);
       return;
     }
-    this.events.unshift({ ...e, times: 1, until: e.at });
+    this.events.unshift(e);
     this.events.sort((a, b) => b.at - a.at);
     this.events.length = Math.min(this.events.length, maxEvents);
   }
