@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -88,15 +89,32 @@ func serveWith(t *testing.T, args ...string) (p process, port string) {
 	return process{cmd, rest, address}, port
 }
 
+// stop is kill -STOP, which each thread of the process has heard of then.
+func (p process) stop(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var status syscall.WaitStatus
+	for {
+		_, err := syscall.Wait4(p.cmd.Process.Pid, &status, syscall.WUNTRACED, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || !status.Stopped() {
+			t.Fatalf("it is not stopped: %v, %v", status, err)
+		}
+		return
+	}
+}
+
 // A process that hangs has a listener still.
 func TestServeCheckFindsOutAHangingSidecar(t *testing.T) {
 	t.Parallel()
 	_, standby := cluster(t)
 	p := serveProcess(t, standby, "--listen", "127.0.0.1:0")
 	check(t, nil, "--listen", p.address).answers(p.address)
-	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	p.stop(t)
 	o := check(t, nil, "--listen", p.address).is(exitFailure).says("--check: " + p.address + ": no answer within 3s: walwake serve hangs").alone()
 	if o.took < checkWithin || o.took > checkWithin+10*time.Second {
 		t.Errorf("it took %s", o.took)

@@ -127,9 +127,7 @@ func TestWatchThroughASidecarThatHangs(t *testing.T) {
 	p := serveProcess(t, standby, "--listen", "127.0.0.1:0", "--primary", primary.DSN())
 	w := watch(t, nil, "--sidecar", "http://"+p.address)
 	w.state("no lag", func(row []string) bool { return row[colBytes] == "0" })
-	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	p.stop(t)
 	w.event("failed", "sidecar: the stream has been silent for too long")
 	w.state("nothing", func(row []string) bool { return row[colPosition] == "-" })
 	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {

@@ -5,6 +5,7 @@ package deploy_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -252,6 +253,12 @@ func TestComposeUp(t *testing.T) {
 			return err
 		}
 		must(t, c.cmd.Process.Signal(syscall.SIGSTOP))
+		var status syscall.WaitStatus
+		for !status.Stopped() { // each of its threads
+			if _, err := syscall.Wait4(c.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil && !errors.Is(err, syscall.EINTR) {
+				t.Fatal(err)
+			}
+		}
 		if err := check(); err == nil || !strings.Contains(err.Error(), "no answer within 3s") {
 			t.Errorf("it hangs: %v", err)
 		}
