@@ -79,6 +79,11 @@ and a key in the file that --config names, in YAML (max_timeout: 10s). A flag co
 that before the file. The token that callers must show comes from --bearer-file or $WALWAKE_BEARER, never from
 an argument.
 
+The files of --bearer-file, --tls-cert and --tls-key may be replaced while it runs: they are looked at once a
+second while requests come, and read again when they have changed. Where the new ones cannot be read, or do not
+belong together, it goes on with the old ones and says so once in its log. A token that was replaced counts no
+more; streams that are open go on.
+
 Without such a token everybody who reaches the listener may ask, so it is loopback by default. A request whose
 Host header is a name must name localhost or one of --hosts, or a web page could have a browser on this machine
 ask. It runs until it is interrupted or terminated, and answers everybody who waits before it ends; a second
@@ -137,8 +142,8 @@ func (s *serveCommand) run(c *cobra.Command) error {
 // served is a sidecar whose settings are checked, and whose listeners are open.
 type served struct {
 	*serveCommand
-	replica, primary *server // primary: nil where none was named
-	bearer           string
+	replica, primary *server       // primary: nil where none was named
+	bearer           func() string // nil: none is wanted
 	tls              *tls.Config
 	listeners        []net.Listener
 }
@@ -170,7 +175,7 @@ func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
 	case s.waiters < 1 || s.streams < 1:
 		return nil, usagef("--max-waiters and --max-streams: want 1 or more")
 	}
-	if v.bearer, err = s.readBearer(s.bearerFile); err != nil {
+	if v.bearer, err = s.bearerToken(); err != nil {
 		return nil, err
 	}
 	if v.tls, err = s.readTLS(); err != nil {
@@ -231,7 +236,7 @@ func (v *served) serve(ctx context.Context) error {
 	}
 	shown.show(server.Stats)
 	for _, l := range v.listeners {
-		v.log.Info("listening", "network", l.Addr().Network(), "address", l.Addr().String(), "tls", v.tls != nil && l.Addr().Network() != "unix", "bearer", v.bearer != "")
+		v.log.Info("listening", "network", l.Addr().Network(), "address", l.Addr().String(), "tls", v.tls != nil && l.Addr().Network() != "unix", "bearer", v.bearer != nil)
 	}
 	if err := server.Serve(ctx, v.listeners, v.tls); err != nil {
 		return err
@@ -288,20 +293,6 @@ func (a *app) readBearer(file string) (string, error) {
 		return "", usagef("the bearer token has %d bytes: want at least %d, such as those of openssl rand -hex 16", len(bearer), shortest)
 	}
 	return bearer, nil
-}
-
-func (s *serveCommand) readTLS() (*tls.Config, error) {
-	if s.tlsCert == "" && s.tlsKey == "" {
-		return nil, nil
-	}
-	if s.tlsCert == "" || s.tlsKey == "" {
-		return nil, usagef("--tls-cert and --tls-key: name both, or neither")
-	}
-	cert, err := tls.LoadX509KeyPair(s.tlsCert, s.tlsKey)
-	if err != nil {
-		return nil, usagef("--tls-cert and --tls-key: %w", err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, nil
 }
 
 // listenOn opens the listeners.

@@ -44,9 +44,10 @@ type Config struct {
 	Metrics http.Handler
 	Page    http.Handler
 
-	// Bearer is the token that a request must show, but for /healthz, /readyz and the
-	// page's own files. Empty: none.
-	Bearer string
+	// Bearer returns the token that a request must show, but for /healthz, /readyz and
+	// the page's own files. It is called for each request and must not block; the token
+	// may change, and must not be empty. nil: none.
+	Bearer func() string
 
 	// Hosts are the names under which the sidecar may be called, beside addresses and
 	// localhost. "*": all.

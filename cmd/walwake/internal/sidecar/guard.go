@@ -54,7 +54,7 @@ func (s *Server) refused(r *http.Request) *Problem {
 		return misdirected.problem("the Host header names neither an address nor localhost: call the sidecar by its address, or name the host in --hosts")
 	case foreign(r):
 		return crossSite.problem("a page of another site may not ask here: ask from a program, or from the sidecar's own page")
-	case s.cfg.Bearer != "" && needsBearer(r.URL.Path) && !s.authorized(r):
+	case s.cfg.Bearer != nil && needsBearer(r.URL.Path) && !s.authorized(r):
 		return unauthorized.problem("send the header Authorization: Bearer, with the token that the sidecar was started with")
 	case r.ContentLength != 0 && (r.Method != http.MethodPost || r.URL.Path != "/v1/stream"):
 		return tooLarge.problem("send no body: parameters go into the query")
@@ -69,10 +69,10 @@ func needsBearer(path string) bool {
 
 func (s *Server) authorized(r *http.Request) bool {
 	scheme, got, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if s.cfg.Bearer == "" || !strings.EqualFold(scheme, "Bearer") {
+	if s.cfg.Bearer == nil || !strings.EqualFold(scheme, "Bearer") {
 		return false
 	}
-	want, have := sha256.Sum256([]byte(s.cfg.Bearer)), sha256.Sum256([]byte(strings.TrimSpace(got)))
+	want, have := sha256.Sum256([]byte(s.cfg.Bearer())), sha256.Sum256([]byte(strings.TrimSpace(got)))
 	return subtle.ConstantTimeCompare(want[:], have[:]) == 1
 }
 

@@ -73,7 +73,7 @@ func TestTheBearerTokenIsWanted(t *testing.T) {
 	const secret = "0123456789abcdef"
 	synctest.Test(t, func(t *testing.T) {
 		k := start(t, func(c *Config) {
-			c.Bearer = secret
+			c.Bearer = func() string { return secret }
 			c.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1") })
 			c.Page = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "page") })
 		})

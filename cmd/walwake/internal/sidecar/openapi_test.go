@@ -230,7 +230,7 @@ func driveAll(t *testing.T, took func(method, path string, status int)) {
 			_, _ = io.WriteString(w, "up 1\n")
 		})
 	}
-	k, locked := start(t, change), start(t, func(c *Config) { change(c); c.Bearer = secret })
+	k, locked := start(t, change), start(t, func(c *Config) { change(c); c.Bearer = func() string { return secret } })
 	send := func(k *kit, method, path string, set func(*http.Request)) answer {
 		req := k.request(method, path)
 		if set != nil {
