@@ -21,6 +21,7 @@ import (
 const (
 	sidecarVariable = "WALWAKE_SIDECAR"
 	sidecarURLs     = "want http://127.0.0.1:7432, https://host:port or unix:/path"
+	otherToken      = "it wants to see another bearer token"
 	askWithin       = time.Second // is how long a sidecar is given to answer at each look
 )
 
@@ -126,7 +127,7 @@ func (s *watchedSidecar) explain(err error) error {
 	refused, is := errors.AsType[*refusedError](err)
 	switch {
 	case is && refused.status == http.StatusUnauthorized:
-		what, todo = "it wants to see another bearer token", "name the file that has it in --bearer-file, or set WALWAKE_BEARER"
+		what, todo = otherToken, "name the file that has it in --bearer-file, or set WALWAKE_BEARER"
 	case is && strings.HasSuffix(what, "walwake serve"):
 		todo = "check $FROM"
 	case is:
@@ -163,6 +164,14 @@ func (w *watched) askSidecar(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	p, err := w.side.position(ctx)
+	if refused, is := errors.AsType[*refusedError](err); is && w.State().Known { // the stream goes on, as after another token was made
+		text := refused.text
+		if refused.status == http.StatusUnauthorized {
+			text = otherToken + ": start again with that"
+		}
+		w.unheard(oneLine(text))
+		return
+	}
 	if err != nil || !p.Known || !w.State().Known {
 		return // the stream says why
 	}
@@ -197,6 +206,16 @@ func (w *watched) heard(p *sidecar.Position, now time.Time) {
 		w.tellLocked("primary", "the lag is known")
 	}
 	w.said = said
+}
+
+// unheard says why nothing is heard of the primary any more.
+func (w *watched) unheard(why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if why != w.said {
+		w.said = why
+		w.tellLocked("primary", "sidecar: "+why)
+	}
 }
 
 // adaptLocked puts into a state what the sidecar knows better than who listens to it, and takes from its names that it

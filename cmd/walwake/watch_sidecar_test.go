@@ -139,6 +139,26 @@ func TestWatchThroughASidecarThatHangs(t *testing.T) {
 	p.kill(t)
 }
 
+// The stream of who came with the token of before goes on, and does not say why the lag is not known any more.
+func TestWatchThroughASidecarThatWantsAnotherTokenNow(t *testing.T) {
+	t.Parallel()
+	primary, standby := cluster(t)
+	file := filepath.Join(t.TempDir(), "bearer")
+	is := func(token string) {
+		if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is("0123456789abcdef")
+	s := serve(t, on(primary, standby), "--bearer-file", file)
+	w := watch(t, env{"WALWAKE_BEARER": "0123456789abcdef"}, "--sidecar", s.url)
+	w.state("no lag", func(row []string) bool { return row[colBytes] == "0" })
+	is("0123456789abcdef and more")
+	w.event("primary", "sidecar: it wants to see another bearer token: start again with that")
+	w.state("no lag that is known", func(row []string) bool { return row[colPosition] != "-" && row[colBytes] == "-" })
+	w.interrupted()
+}
+
 func TestWatchThroughASidecarShowsAFailover(t *testing.T) {
 	t.Parallel()
 	c := replicationtest.Start(t, replicationtest.Options{})
