@@ -36,6 +36,10 @@ func (rd reading) note() string {
 	return strings.Join(all, "; ")
 }
 
+// unseen reports whether the server has told a position, and why not its timeline. A
+// fastpath does not say why: the question after it does.
+func (rd *reading) unseen() bool { return rd.known && rd.timeline == 0 && rd.reason != "" }
+
 // The questions for the position. Each asks for the position first and for its
 // timeline after it: a timeline that was read first may have been left when the
 // position was reached. Columns are evaluated in their order, a subselect among

@@ -25,12 +25,22 @@ type waitFor struct {
 // QueryTimeout later.
 const waitSlice = 250 * time.Millisecond
 
+// errUnseen is why WAIT FOR LSN is of no use: a position without its timeline is no
+// token's, and each question would have to say why there is none.
+var errUnseen = errors.New("the timeline is not visible over a plain connection: GRANT pg_read_all_stats")
+
 // listenWaitFor opens the second session and has the main one wait, until ctx
 // ends or nobody has waited for a while.
 func listenWaitFor(ctx context.Context, l *listener) error {
 	r := l.run
 	if r.s.walsender {
 		return errors.New("a replication connection, which is needed to see the timeline, cannot WAIT FOR LSN: GRANT pg_read_all_stats")
+	}
+	r.mu.Lock()
+	unseen := r.last.unseen()
+	r.mu.Unlock()
+	if unseen {
+		return errUnseen
 	}
 	second, err := openSession(ctx, l.cfg.Replica, false, r.s)
 	if err != nil {
@@ -75,8 +85,20 @@ func (w *waitFor) leave(r *run) {
 	w.second.close(secondBusy)
 }
 
+// usableLocked reports whether to ask with WAIT FOR LSN now.
 func (w *waitFor) usableLocked(r *run) bool {
+	if w != nil && r.last.unseen() {
+		w.fail(errUnseen)
+	}
 	return w != nil && r.last.known && r.last.timeline != 0
+}
+
+// fail ends the use of WAIT FOR LSN for a while.
+func (w *waitFor) fail(err error) {
+	select {
+	case w.failed <- err:
+	default: // it has failed already
+	}
 }
 
 // actLocked asks what is to be asked now, and returns when to act again at the
@@ -124,8 +146,5 @@ func (w *waitFor) tookLocked(a answer) {
 	if a.waitErr == nil {
 		return
 	}
-	select {
-	case w.failed <- fmt.Errorf("WAIT FOR LSN: %w", a.waitErr):
-	default: // it has failed already
-	}
+	w.fail(fmt.Errorf("WAIT FOR LSN: %w", a.waitErr))
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -313,6 +314,46 @@ func TestWaitForGivesWayToAStream(t *testing.T) {
 		}
 		if n, _ := s.waits(300); n != 0 {
 			t.Errorf("%d still WAIT FOR LSN", n)
+		}
+	})
+}
+
+// Without the timeline a position is no token's: WAIT FOR LSN is not used then, and does not seem to be.
+func TestWaitForIsNotUpWhereTheTimelineIsNotSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		s.noWalsender.Store(true) // or it would be seen over a replication connection
+		var granted atomic.Bool
+		answer, call := s.answer, s.call
+		s.answer = func(conn int, query string) ([][]*string, error) {
+			rows, err := answer(conn, query)
+			if query == lookQuery && !granted.Load() {
+				rows[0][3] = new("")
+			}
+			return rows, err
+		}
+		s.call = func(conn int, function uint32) []byte {
+			if !granted.Load() {
+				time.Sleep(queryTakes)
+				return binaryRecord(nil, nil, nil)
+			}
+			return call(conn, function)
+		}
+		tr := laddered(t, s.scripted, Config{Use: []Kind{WaitFor}})
+		always := tr.Request(tracker.Token{LSN: 1000})
+		defer always.Cancel()
+		for _, may := range []bool{false, true, false, true} {
+			granted.Store(may)
+			time.Sleep(2 * lastPause)
+			before := s.count("WAIT FOR LSN")
+			time.Sleep(10 * time.Second)
+			r, n := rung(t, tr, WaitFor), s.count("WAIT FOR LSN")-before
+			if want := map[bool]string{true: "waitfor", false: "poll"}[may]; r.Up != may || tr.State().Source != want || (n > 0) != may {
+				t.Errorf("the timeline is seen: %t; %+v, source %s, %d times WAIT FOR LSN", may, r, tr.State().Source, n)
+			}
+			if !may && !strings.Contains(r.Reason, "GRANT pg_read_all_stats") {
+				t.Errorf("the reason is %q", r.Reason)
+			}
 		}
 	})
 }

@@ -163,6 +163,53 @@ func TestTheDoctorsSQLMendsWhatIsMissing(t *testing.T) {
 	}
 }
 
+// Whatever rights a role has, the sources that the doctor says work come up, and no others.
+func TestTheDoctorSaysWhichSourcesComeUp(t *testing.T) {
+	t.Parallel()
+	c := doctored(t)
+	if c.Version >= 16 {
+		if err := c.Primary.Exec(t.Context(), `create publication walwake`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range []struct{ rights, give, take string }{
+		{"LOGIN", `select 1`, `select 1`},
+		{"pg_read_all_stats", `grant pg_read_all_stats to app`, `revoke pg_read_all_stats from app`},
+		{"pg_monitor", `grant pg_monitor to app`, `revoke pg_monitor from app`},
+		{"REPLICATION", `alter role app replication`, `select 1`},
+		{"REPLICATION and pg_read_all_stats", `grant pg_read_all_stats to app`, `select 1`},
+	} {
+		if err := c.Primary.Exec(t.Context(), r.give); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitForReplay(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a := decode[doctorAnswer](doctor(t, c, plainRole, "--json"))
+		for _, source := range sourceFlag().of {
+			if source == "auto" || !slices.Contains(healthy(c.Version), source) {
+				continue
+			}
+			works := slices.Contains(a.working(), source)
+			e := env{"WALWAKE_PRIMARY": role(c.Primary, plainRole), "WALWAKE_REPLICA": role(c.Standbys[0], plainRole)}
+			// A slot may take longer to make than status looks at the sources.
+			for began := time.Now(); ; {
+				o := walwake(t, e, "status", "--json", "--source", source).is(exitOK)
+				if s := decode[statusAnswer](o); (s.Source == source) == works {
+					break
+				}
+				if !works || time.Since(began) > time.Minute {
+					t.Errorf("with %s the doctor says of %s: works %t, and status: %s", r.rights, source, works, o)
+					break
+				}
+			}
+		}
+		if err := c.Primary.Exec(t.Context(), r.take); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestTheDoctorsNewRoleMayDoWhatItIsFor(t *testing.T) {
 	t.Parallel()
 	c := doctored(t)
