@@ -220,7 +220,8 @@ func (v *served) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if v.primary != nil {
-		watch := &primaryWatch{app: v.app, server: v.primary, tracker: r.Tracker, tell: hub.Tell, every: time.Duration(v.primaryEvery)}
+		tell := func(text string, _ bool) { hub.Tell("primary", text) }
+		watch := &primaryWatch{app: v.app, server: v.primary, tracker: r.Tracker, tell: tell, every: time.Duration(v.primaryEvery)}
 		beside.Go(func() { watch.run(ctx) })
 	}
 	if v.fleet {

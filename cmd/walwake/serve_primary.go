@@ -17,7 +17,7 @@ type primaryWatch struct {
 	*app
 	server  *server
 	tracker *tracker.Tracker
-	tell    func(kind, text string)
+	tell    func(text string, failing bool)
 	every   time.Duration
 
 	failure string // what was told last; empty: it works
@@ -80,11 +80,11 @@ func (p *primaryWatch) report(failure string) {
 	p.failure = failure
 	if failure == "" {
 		p.log.Info("primary answers", "primary", p.server.address)
-		p.tell("primary", "the primary answers")
+		p.tell("the primary answers", false)
 		return
 	}
 	p.log.Warn("primary cannot be asked: the lag is not known", "primary", p.server.address, "err", failure)
-	p.tell("primary", "the primary cannot be asked: "+failure)
+	p.tell("the primary cannot be asked: "+failure, true)
 }
 
 // joinFleet publishes the replica, and hears of the others, until ctx ends. What runs is done when the group is.

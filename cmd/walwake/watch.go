@@ -116,7 +116,7 @@ func (w *watchCommand) run(c *cobra.Command) error {
 		beside.Wait()
 	}()
 	if seen.primary != nil {
-		asks := &primaryWatch{app: w.app, server: seen.primary, tracker: seen.Tracker, tell: seen.tell, every: time.Duration(w.interval)}
+		asks := &primaryWatch{app: w.app, server: seen.primary, tracker: seen.Tracker, tell: seen.tellPrimary, every: time.Duration(w.interval)}
 		beside.Go(func() { asks.run(ctx) })
 	}
 	beside.Go(func() { seen.look(ctx) })

@@ -80,7 +80,7 @@ type watched struct {
 	epoch   uint64              // guarded by mu; the latest
 	was     tracker.Observation // guarded by mu; of the look before; zero before it was known
 	note    string              // guarded by mu; of the look before
-	said    string              // guarded by mu; what was told of the primary last
+	said    string              // guarded by mu; why the lag is not known, as the primary or the sidecar said last; empty: that says nothing
 	last    tracker.State       // guarded by mu; the latest that had a ladder
 }
 
@@ -194,12 +194,15 @@ func (w *watched) failed(err error) {
 	w.event("failed", w.failureText(err))
 }
 
-// tell is called by who asks the primary, which knows no other kind.
-func (w *watched) tell(kind, text string) {
+// tellPrimary is called by who asks the primary, with how that goes when it has changed.
+func (w *watched) tellPrimary(text string, failing bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.said = text
-	w.tellLocked(kind, text)
+	w.said = ""
+	if failing {
+		w.said = text
+	}
+	w.tellLocked("primary", text)
 }
 
 func (w *watched) event(kind, text string) {

@@ -127,3 +127,23 @@ func TestWatchTellsOfAnotherTimelineRoleAndNote(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// That the primary answers is no reason why the lag is not known.
+func TestTheReasonOfAnUnknownLagIsAFailure(t *testing.T) {
+	t.Parallel()
+	w := &watched{interval: time.Second, primary: &server{}, changed: make(chan struct{}, 1)}
+	for _, c := range []struct {
+		text    string
+		failing bool
+		want    string
+	}{
+		{"the primary cannot be asked: connection refused", true, "the primary cannot be asked: connection refused"},
+		{"the primary answers", false, "the primary's position is not known"},
+	} {
+		w.tellPrimary(c.text, c.failing)
+		lag := w.lagLocked(tracker.State{Known: true, Position: tracker.Observation{System: 7, Timeline: 2, LSN: 1}}, time.Now())
+		if last := w.events[len(w.events)-1]; lag.reason != c.want || last.kind != "primary" || last.text != c.text {
+			t.Errorf("after %q: %q, and the event %+v", c.text, lag.reason, last)
+		}
+	}
+}
