@@ -97,6 +97,9 @@ func (s *Server) knownHost(r *http.Request) bool {
 		return true // no browser gets there
 	}
 	host := r.Host
+	if host == "" && !r.ProtoAtLeast(1, 1) {
+		return true // a probe, such as HAProxy's: a browser speaks HTTP/1.1 or later, and always names the host
+	}
 	if _, err := netip.ParseAddrPort(host); err == nil {
 		return true
 	}

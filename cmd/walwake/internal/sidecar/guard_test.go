@@ -69,6 +69,35 @@ func TestAPageOfAnotherSiteLearnsNothing(t *testing.T) {
 	})
 }
 
+// Probes in HTTP/1.0, as HAProxy's option httpchk sends them, name no host. Browsers do, and speak no HTTP/1.0.
+func TestAProbeWithoutAHostIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := start(t, nil)
+		k.script.observe(on(1, 100))
+		for request, want := range map[string]int{
+			"GET /readyz HTTP/1.0\r\n\r\n":                                 http.StatusOK,
+			"OPTIONS / HTTP/1.0\r\n\r\n":                                   http.StatusNotFound,
+			"GET /readyz HTTP/1.0\r\nHost: evil.example\r\n\r\n":           http.StatusMisdirectedRequest,
+			"GET http://evil.example/readyz HTTP/1.0\r\n\r\n":              http.StatusMisdirectedRequest,
+			"GET /readyz HTTP/1.0\r\nOrigin: https://evil.example\r\n\r\n": http.StatusForbidden,
+			"GET /readyz HTTP/1.1\r\nHost:\r\n\r\n":                        http.StatusMisdirectedRequest,
+			"GET /readyz HTTP/1.1\r\n\r\n":                                 http.StatusBadRequest,
+		} {
+			conn, answers := k.dial()
+			k.write(conn, request)
+			resp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err != nil || resp.StatusCode != want {
+				t.Errorf("%q: got %s %s, %v", request, resp.Status, body, err)
+			}
+		}
+	})
+}
+
 func TestTheBearerTokenIsWanted(t *testing.T) {
 	const secret = "0123456789abcdef"
 	synctest.Test(t, func(t *testing.T) {
