@@ -328,3 +328,29 @@ func TestTheFirstSignalAnswersAndTheSecondEnds(t *testing.T) {
 		t.Errorf("exit status %d: %s", code, tail)
 	}
 }
+
+// A tracker comes back to a sidecar that was stopped for so long that an attempt to connect fell into that time.
+func TestASidecarThatWasStoppedForLongIsFollowedAgain(t *testing.T) {
+	t.Parallel()
+	_, primary, standby := rows(t)
+	p := serveProcess(t, standby, "--listen", "127.0.0.1:0")
+	tr := through(t, sidecar.Config{URL: "http://" + p.address, Stall: time.Second})
+	if err := tr.Wait(t.Context(), row(t, primary, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); tr.Stats().Failures < 2; time.Sleep(time.Millisecond) {
+		if time.Since(began) > 30*time.Second {
+			t.Fatalf("no attempt has failed: %+v", tr.Stats())
+		}
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Wait(t.Context(), row(t, primary, 2)); err != nil {
+		t.Error(err)
+	}
+	p.kill(t)
+}

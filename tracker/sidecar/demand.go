@@ -39,15 +39,18 @@ func newDemands(feed *tracker.Feed) *demands {
 func (d *demands) close() {
 	d.closed.Do(func() {
 		close(d.stop)
-		_ = d.out.Close()
+		d.hangUp()
 		<-d.ended
 	})
 }
 
+// hangUp ends the body.
+func (d *demands) hangUp() { _ = d.out.Close() }
+
 // changed is called when who waits may have changed. It does not block.
 func (d *demands) changed() {
-	wants := d.feed.Demand()
 	d.mu.Lock()
+	wants := d.feed.Demand() // under mu: of two answers the later one counts
 	was := d.now
 	d.now = wants.Lowest
 	if wants.Waiting > 0 && wants.Lowest == 0 { // for a timeline: anything new may bring it

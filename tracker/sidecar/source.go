@@ -24,6 +24,9 @@ const maxLine = 4 << 20
 // keepalives is how many of the sidecar's may be lost or late before a stream counts as silent.
 const keepalives = 4
 
+// longestKeepalive is what a sidecar takes at most.
+const longestKeepalive = 30 * time.Second
+
 // Observe follows the sidecar over one stream until ctx ends or the stream does, and says
 // why. See tracker.Source.
 func (c *Client) Observe(ctx context.Context, feed *tracker.Feed) error {
@@ -33,6 +36,9 @@ func (c *Client) Observe(ctx context.Context, feed *tracker.Feed) error {
 	defer alive.Stop()
 	d := newDemands(feed)
 	defer d.close()
+	// Where the connection ends before there is an answer, package net/http waits for the body to end.
+	stop := context.AfterFunc(ctx, d.hangUp)
+	defer stop()
 	resp, err := c.open(ctx, d.body)
 	if err != nil {
 		return err
@@ -74,7 +80,7 @@ func (c *Client) Observe(ctx context.Context, feed *tracker.Feed) error {
 
 // open asks for the stream.
 func (c *Client) open(ctx context.Context, body io.ReadCloser) (*http.Response, error) {
-	req, err := c.request(ctx, http.MethodPost, "/v1/stream?keepalive="+(c.cfg.Stall/keepalives).String(), body)
+	req, err := c.request(ctx, http.MethodPost, "/v1/stream?keepalive="+min(c.cfg.Stall/keepalives, longestKeepalive).String(), body)
 	if err != nil {
 		return nil, err
 	}

@@ -150,6 +150,15 @@ func at(timeline uint32, lsn tracker.LSN) tracker.Token {
 	return tracker.Token{System: 7, Timeline: timeline, LSN: lsn}
 }
 
+func TestALongStallAsksForNoLongerKeepaliveThanThereIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := begin(t, Config{Stall: time.Hour})
+		if got := (<-s.streams).r.URL.Query().Get("keepalive"); got != "30s" {
+			t.Errorf("it asks for %s, which a sidecar refuses", got)
+		}
+	})
+}
+
 func TestAnEpochOfTheSidecarIsOneHere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, tr := begin(t, Config{Bearer: "secret"})

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -40,20 +41,59 @@ func (c *Client) Wait(ctx context.Context, tok tracker.Token) error {
 	return err
 }
 
+// askAgain is the pause where a sidecar answered at once that it cannot tell yet. answerFor
+// is how long before the caller's time is up the sidecar's answer, which says more, is to come.
+const (
+	askAgain  = 100 * time.Millisecond
+	answerFor = 10 * time.Millisecond
+)
+
 func (c *Client) waitUntil(ctx context.Context, tok tracker.Token) error {
 	start := time.Now()
 	deadline, _ := ctx.Deadline()
 	for {
-		left := time.Until(deadline)
-		left -= min(left/10, 10*time.Millisecond) // its answer says more than ours
-		late, err := c.ask(ctx, tok, max(0, min(left, askFor)))
+		asked := time.Now()
+		left := deadline.Sub(asked)
+		left -= min(left/10, answerFor)
+		timeout := max(0, min(left, askFor))
+		late, err := c.ask(ctx, tok, timeout)
 		if late == nil {
 			return err
 		}
-		if late.Waited = time.Since(start); left <= askFor {
+		late.Waited = time.Since(start)
+		early := timeout - time.Since(asked)
+		if ctx.Err() != nil || left <= askFor && early <= answerFor {
+			return late
+		}
+		select {
+		case <-time.After(min(early, askAgain)):
+		case <-ctx.Done():
 			return late
 		}
 	}
+}
+
+// longestHeader of a WAL page, in bytes: a bare LSN behind one is waited for in front of it.
+const longestHeader = 40
+
+// replayed reads a success: anybody's may be behind the URL, and only a sidecar's says what was replayed.
+func (c *Client) replayed(body io.Reader, tok tracker.Token) error {
+	var a struct {
+		Result string       `json:"result"`
+		Target *tracker.LSN `json:"target"`
+	}
+	text, err := io.ReadAll(io.LimitReader(body, maxProblem)) // to its end: the connection is used again
+	if err != nil {
+		return fmt.Errorf("sidecar: ask to wait: %w", err)
+	}
+	least := tok.LSN
+	if tok.System == 0 {
+		least -= min(least, longestHeader)
+	}
+	if json.Unmarshal(text, &a) != nil || a.Result != "replayed" || a.Target == nil || *a.Target < least {
+		return fmt.Errorf("sidecar: ask to wait: the answer is not a sidecar's for %s: does something else listen at %s, or is it another version of walwake?", tok, c.base)
+	}
+	return nil
 }
 
 // ask returns a *TimeoutError when the time was up.
@@ -72,8 +112,7 @@ func (c *Client) ask(ctx context.Context, tok tracker.Token, timeout time.Durati
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
-		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxProblem)) // the connection is used again
-		return nil, nil
+		return nil, c.replayed(resp.Body, tok)
 	}
 	p := readProblem(resp)
 	switch p.Reason {

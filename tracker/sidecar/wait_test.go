@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,7 +35,7 @@ func TestAWaitOverHTTPEndsAsATrackersDoes(t *testing.T) {
 			if got := r.URL.Query().Get("token"); got != at(2, 100).String() {
 				t.Errorf("it asks for %s", got)
 			}
-			_, _ = io.WriteString(w, `{"result":"replayed"}`)
+			_, _ = io.WriteString(w, `{"result":"replayed","target":"0/64"}`)
 		}
 		if err := c.Wait(t.Context(), at(2, 100)); err != nil {
 			t.Error(err)
@@ -87,6 +89,72 @@ func TestAWaitOverHTTPEndsAsATrackersDoes(t *testing.T) {
 		time.AfterFunc(time.Second, func() { leave(left) })
 		if err := c.Wait(gone, at(2, 100)); !errors.Is(err, left) {
 			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A success that is not a sidecar's (another server on the port, a portal, a proxy's page) is no "replayed".
+func TestASuccessOfSomebodyElseIsNoReplay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c := connect(t, Config{})
+		for _, body := range []string{"", "<h1>Welcome</h1>", `{}`, `{"result":"waiting","target":"0/64"}`, `{"result":"replayed"}`, `{"result":"replayed","target":"0/63"}`} {
+			s.wait = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) }
+			if err := c.Wait(t.Context(), at(2, 100)); err == nil || !strings.Contains(err.Error(), "http://sidecar") {
+				t.Errorf("%q: %v", body, err)
+			}
+		}
+		s.wait = func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"result":"replayed","target":"0/2000000"}`)
+		}
+		if err := c.Wait(t.Context(), tracker.Token{LSN: 0x2000028}); err != nil {
+			t.Errorf("a bare LSN behind a page's header: %v", err)
+		}
+	})
+}
+
+// A caller who leaves long before its deadline is let go at once. In real time: in a bubble, whose clock stands still
+// while somebody runs, one that asks on end never ends.
+func TestAWaitEndsWithItsCaller(t *testing.T) {
+	s, c := connect(t, Config{})
+	asked := make(chan struct{}, 100)
+	s.wait = func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	go func() {
+		<-asked
+		cancel()
+	}()
+	if err := c.Wait(ctx, at(2, 100)); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if n := len(asked); n > 0 {
+		t.Errorf("asked %d times more", n)
+	}
+}
+
+// A sidecar that answers at once that it cannot tell yet is asked again, not without a pause, until the time is up.
+func TestASidecarThatCannotTellYetIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c := connect(t, Config{})
+		var asked atomic.Int64
+		s.wait = func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"reason":"unknown_position","detail":"the replica is starting"}`)
+		}
+		for _, timeout := range []time.Duration{time.Second, time.Minute} {
+			asked.Store(0)
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			began := time.Now()
+			err := c.Wait(ctx, at(2, 100))
+			cancel()
+			n, most := asked.Load(), int64(timeout/askAgain)+3
+			if took := time.Since(began); !errors.Is(err, tracker.ErrTimeout) || took < timeout-20*time.Millisecond || n < most/2 || n > most {
+				t.Errorf("%s: after %s and %d questions: %v", timeout, took, n, err)
+			}
 		}
 	})
 }
