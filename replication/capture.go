@@ -115,19 +115,20 @@ func capture(ctx context.Context, query func(sql string, to ...any) error) (trac
 	return tok, nil
 }
 
-// flushPauses are between looks whether others' commits have flushed the WAL.
-// After flushIdle of them, a server that has flushed nothing meanwhile is idle.
+// flushPauses are between looks whether others' commits have flushed the WAL. A
+// server that has flushed nothing for flushIdle is idle.
 var flushPauses = []time.Duration{500 * time.Microsecond, time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond}
 
-const flushIdle = 3
+const flushIdle = 3500 * time.Microsecond
 
-// flush waits until the WAL up to lsn is flushed, of which there was flushed at
-// first, and has an idle server flush it: with a small message in the WAL, which
+// flush waits until the WAL up to lsn is flushed, of which there was flushed
+// before, and has an idle server flush it: with a small message in the WAL, which
 // means nothing to anybody. On a busy one, and within somebody's transaction
 // block, it is left to others. The token is right whatever comes of it, so it has
 // no error.
-func flush(ctx context.Context, query func(sql string, to ...any) error, lsn, first tracker.LSN, version int64) {
-	for i, pause := range flushPauses {
+func flush(ctx context.Context, query func(sql string, to ...any) error, lsn, before tracker.LSN, version int64) {
+	var idle time.Duration
+	for _, pause := range flushPauses {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -139,10 +140,13 @@ func flush(ctx context.Context, query func(sql string, to ...any) error, lsn, fi
 			return
 		}
 		up, err := tracker.ParseLSN(flushed)
+		if idle += pause; up != before {
+			before, idle = up, 0 // which may have been under way already, and be the last one
+		}
 		switch {
 		case err != nil || up >= lsn:
 			return
-		case i+1 < flushIdle || up != first:
+		case idle < flushIdle:
 			continue
 		case block:
 			return
