@@ -19,6 +19,9 @@ const (
 	parkAbove = 1000
 )
 
+// refusedEvery is how often the log tells of connections that are refused.
+const refusedEvery = time.Second
+
 // parked is a connection that waits outside of net/http. It is the http.ResponseWriter of its answer.
 type parked struct {
 	conn   *limitedConn
@@ -149,7 +152,7 @@ func (l *limitedListener) accept() {
 		if err == nil && l.s.open.Add(1) > int64(l.s.cfg.Conns) {
 			l.s.open.Add(-1)
 			_ = c.Close()
-			l.s.cfg.Logger.Warn("connection refused: too many are open", "limit", l.s.cfg.Conns)
+			l.s.oneTooMany()
 			continue
 		}
 		if err == nil {
@@ -163,6 +166,20 @@ func (l *limitedListener) accept() {
 			}
 			return
 		}
+	}
+}
+
+// oneTooMany counts a connection that was refused. What is refused within refusedEvery is one line of the log: connections
+// cost who opens them less than lines cost the disk.
+func (s *Server) oneTooMany() {
+	if s.refusals.Add(1) == 1 {
+		time.AfterFunc(refusedEvery, s.tellRefusals)
+	}
+}
+
+func (s *Server) tellRefusals() {
+	if n := s.refusals.Swap(0); n > 0 { // or Serve has ended, and told of them
+		s.cfg.Logger.Warn("connections refused: too many are open", "refused", n, "limit", s.cfg.Conns)
 	}
 }
 

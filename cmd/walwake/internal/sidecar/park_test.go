@@ -3,9 +3,12 @@ package sidecar
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -208,6 +211,55 @@ func TestShutdownAnswersAndLeavesWhatIsParked(t *testing.T) {
 		}
 		if err := <-k.ended; err != nil || time.Since(began) > DefaultWriteTimeout {
 			t.Errorf("it took %s: %v", time.Since(began), err)
+		}
+	})
+}
+
+// Who opens connections without end does not fill the disk with lines about them.
+func TestRefusedConnectionsAreOneLineASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer // is read while nothing else runs
+		k := start(t, func(c *Config) {
+			c.Conns, c.Logger = 1, slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		})
+		k.script.observe(on(1, 100))
+		k.asked("/v1/wait?timeout=1m&token=0/C8") // the one that may be open
+		synctest.Wait()
+		refused := func(n int) {
+			for range n {
+				conn, _ := k.dial()
+				if _, err := io.ReadAll(conn); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		said := func() (refused []int) {
+			synctest.Wait()
+			for line := range bytes.Lines(log.Bytes()) {
+				var got struct{ Refused, Limit int }
+				if err := json.Unmarshal(line, &got); err != nil || got.Limit != 1 || got.Refused == 0 {
+					t.Fatalf("got %s, %v", line, err)
+				}
+				refused = append(refused, got.Refused)
+			}
+			return refused
+		}
+		for range 10 {
+			refused(100)
+			time.Sleep(refusedEvery * 3 / 10)
+		}
+		refused(1)
+		time.Sleep(10 * refusedEvery)
+		if got := said(); !slices.Equal(got, []int{400, 400, 201}) {
+			t.Errorf("1001 connections in 3 s are told of as %v", got)
+		}
+		refused(3)
+		k.stop()
+		if err := <-k.ended; err != nil {
+			t.Error(err)
+		}
+		if got := said(); got[len(got)-1] != 3 {
+			t.Errorf("what was refused just before the end is not told of: %v", got)
 		}
 	})
 }

@@ -67,6 +67,7 @@ func (s *Server) Serve(ctx context.Context, listeners []net.Listener, tlsConfig 
 		_ = srv.Close()
 	}
 	s.parked.Wait()
+	s.tellRefusals()
 	return err
 }
 

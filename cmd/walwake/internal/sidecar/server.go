@@ -25,6 +25,7 @@ type Server struct {
 
 	waiting, streaming atomic.Int64
 	open               atomic.Int64   // connections
+	refusals           atomic.Int64   // connections that the log is yet to tell of
 	parked             sync.WaitGroup // what runs beside net/http
 	parkAbove          int64          // see there; tests change it before Serve
 	dropped            atomic.Uint64
