@@ -57,19 +57,14 @@ func (t *Tracker) Refresh() {
 		return
 	}
 	t.seq++
-	w := &Waiter{t: t, lsn: LSN(v.lsn.Load()) + 1, seq: t.seq}
+	w := &Waiter{t: t, lsn: LSN(v.lsn.Load()) + 1, seq: t.seq, uncounted: true}
 	t.placeLocked(w, behind)
 	t.mu.Unlock()
 	t.signalDemand()
 	t.mu.Lock()
-	switch {
-	case w.place != over:
+	if w.place != over {
 		t.listOf(w).remove(w)
 		w.finishLocked(nil)
-	case w.err == nil:
-		t.stats.Woken-- // it was no wait
-	default: // ErrClosed
-		t.stats.Refused--
 	}
 	idle := t.waitingLocked() == 0
 	t.mu.Unlock()

@@ -63,7 +63,6 @@ func (t *Tracker) shut() {
 			n = list.popUpTo(^LSN(0), ws[:])
 			for _, w := range ws[:n] {
 				w.finishLocked(ErrClosed)
-				t.countLocked(ErrClosed)
 			}
 			t.mu.Unlock()
 			wake(ws[:n])

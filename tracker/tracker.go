@@ -188,7 +188,6 @@ func (t *Tracker) enterLocked(w *Waiter) (urgent bool) {
 		return first || d == behind && (!some || w.lsn < lowest)
 	}
 	w.finishLocked(err)
-	t.countLocked(err)
 	return false
 }
 
@@ -249,9 +248,7 @@ func (t *Tracker) settleLocked(v *view, ws, ended []*Waiter) []*Waiter {
 			t.placeLocked(w, d)
 			continue
 		}
-		err := v.err(d, w.Token(), t.cfg.Name)
-		w.finishLocked(err)
-		t.countLocked(err)
+		w.finishLocked(v.err(d, w.Token(), t.cfg.Name))
 		ended = append(ended, w)
 	}
 	return ended

@@ -31,6 +31,8 @@ type Waiter struct {
 	err      error         // guarded by t.mu; fixed once over, and then to be read by who knows that
 	timeline uint32        //
 	place    place         // guarded by t.mu
+
+	uncounted bool // it is Refresh's, and no wait
 }
 
 // closedChan is the Done of all waiters that ended before anybody asked.
@@ -111,11 +113,14 @@ func (w *Waiter) Await(ctx context.Context) error {
 	return err
 }
 
-// finishLocked marks w, which is in no list any more, as over. The caller
-// closes w.done, if there is one, once it has released the mutex: see wake.
+// finishLocked marks w, which is in no list any more, as over, and counts it. The
+// caller closes w.done, if there is one, once it has released the mutex: see wake.
 func (w *Waiter) finishLocked(err error) {
 	w.place = over
 	w.err = err
+	if !w.uncounted {
+		w.t.countLocked(err)
+	}
 }
 
 // wake tells those who wait on ws, all of them over. Called without the mutex.
@@ -138,9 +143,7 @@ func (t *Tracker) end(w *Waiter, reason func() error) {
 		return
 	}
 	t.listOf(w).remove(w)
-	err := reason()
-	w.finishLocked(err)
-	t.countLocked(err)
+	w.finishLocked(reason())
 	idle := t.waitingLocked() == 0
 	t.mu.Unlock()
 	wake([]*Waiter{w})
