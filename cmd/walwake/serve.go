@@ -11,7 +11,9 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -168,6 +170,8 @@ func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
 	switch {
 	case v.replica == nil:
 		return nil, usagef("no replica given: use --replica 'host=… user=… dbname=…', or set WALWAKE_REPLICA")
+	case !utf8.ValidString(s.name):
+		return nil, usagef("--name %q: it is not UTF-8", s.name)
 	case s.fleet && v.primary == nil:
 		return nil, usagef("--fleet: replicas tell of themselves on the primary: name it in --primary")
 	case s.timeout > s.longest:
@@ -348,6 +352,9 @@ func removeStale(ctx context.Context, path string) error {
 	if err == nil {
 		_ = conn.Close()
 		return fmt.Errorf("--listen unix:%s: another sidecar answers there", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) { // such as that as many connections as may be wait for one that runs
+		return fmt.Errorf("--listen unix:%s: %w: is another sidecar running there? Remove the socket if none is", path, reason(err))
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("--listen unix:%s: the socket of one that has ended: %w", path, err)
