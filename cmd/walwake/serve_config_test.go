@@ -27,6 +27,7 @@ func TestBadSettingsOfServeAreRefused(t *testing.T) {
 		{"--listen=", "name an address"},
 		{"--listen 192.0.2.1:1", "--listen 192.0.2.1:1: bind: cannot assign requested address"},
 		{"--listen unix:/nowhere/x", "no such file or directory"},
+		{"--name db\xff", `--name "db\xff": it is not UTF-8`},
 		{"--max-waiters 0", "want 1 or more"},
 		{"--max-waiters x", "--max-waiters"},
 		{"--timeout 2m", "want at most --max-timeout, 1m0s"},

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -51,10 +52,14 @@ func New(cfg Config) *Collector {
 
 // NewTracker is tracker.New, and has the Collector show the Tracker until it is
 // closed. The functions of cfg.Observer are called as without it. Names must
-// differ: it is an error to use that of a Tracker that is not closed.
+// differ: it is an error to use that of a Tracker that is not closed. It is one
+// too when cfg.Name is not UTF-8, which Prometheus cannot show.
 func (c *Collector) NewTracker(cfg tracker.Config) (*tracker.Tracker, error) {
 	if c == nil {
 		return tracker.New(cfg)
+	}
+	if !utf8.ValidString(cfg.Name) {
+		return nil, fmt.Errorf("metrics: Config.Name %q is not UTF-8: Prometheus shows nothing else", cfg.Name)
 	}
 	e := &entry{since: time.Now(), waits: newWaits()}
 	cfg.Observer.WaitEnd = e.timed(cfg.Observer.WaitEnd)

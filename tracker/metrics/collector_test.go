@@ -198,6 +198,19 @@ func TestTrackersComeAndGo(t *testing.T) {
 	}
 }
 
+// Prometheus shows text in UTF-8 alone.
+func TestANameThatIsNotUTF8IsAnError(t *testing.T) {
+	m, reg := registered(t, metrics.Config{Refresh: -1})
+	_, err := m.NewTracker(tracker.Config{Source: source{}, Name: "db\xff"})
+	if want := `Config.Name "db\xff" is not UTF-8`; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	run(t, m, tracker.Config{Source: source{}, Name: "Datenbank süd"})
+	if s := scrape(t, reg); s[`walwake_replay_position_bytes{replica="Datenbank süd"}`] != 1000 {
+		t.Errorf("got %v", s)
+	}
+}
+
 func TestANilCollectorMakesTrackers(t *testing.T) {
 	var m *metrics.Collector
 	if tr := run(t, m, tracker.Config{Source: source{}}); !tr.Replayed(token(1000)) {
