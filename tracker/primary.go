@@ -2,7 +2,7 @@ package tracker
 
 import "time"
 
-// announced is the furthest position of the primary that PrimaryAt was told.
+// announced is the furthest position of the primary that PrimaryAt was told: see lowerAfter.
 type announced struct {
 	at    Token // zero before the first
 	heard time.Time
@@ -14,8 +14,11 @@ type announced struct {
 // the primary has written, as far as is known.
 //
 // Positions may come late and in any order: the furthest is kept, where a later
-// timeline is further than an earlier one. What lacks system or timeline, or is of
-// another system than the replica, is ignored. It does not block, and neither
+// timeline is further than an earlier one. When for 3 s only lower ones have come,
+// the next takes its place: a primary that crashed is back without what it had not
+// flushed, or one that was on a later timeline is none any more. Until then they
+// are not heard, and PrimaryHeard grows old. What lacks system or timeline, or is
+// of another system than the replica, is ignored. It does not block, and neither
 // wakes nor ends a wait: what the primary has written the replica need not have
 // replayed, and what was announced last is less than what the primary has
 // written since.
@@ -31,18 +34,34 @@ func (t *Tracker) PrimaryAt(tok Token) {
 		return
 	}
 	was := t.announced.at
-	if was.System == tok.System && was.Compare(tok) > 0 {
+	if was.System == tok.System && was.Compare(tok) > 0 && !t.staysLowerLocked(now) {
 		return
 	}
-	t.announced = announced{tok, now}
+	t.announced, t.lowerSince = announced{tok, now}, time.Time{}
 	if was.System != tok.System || was.Timeline != tok.Timeline {
 		t.trail = nil
 	}
+	t.trail.upTo(tok.LSN)
 	var at LSN
 	if v != nil {
 		at = LSN(v.lsn.Load())
 	}
 	t.trail.told(t.announced, at)
+}
+
+// lowerAfter is for how long only lower positions have to be announced until they
+// are believed. Announcements of several writers overtake each other by about a
+// second. One that could not be sent for long comes alone: its writer's next is of
+// what the primary has written by then.
+const lowerAfter = 3 * time.Second
+
+// staysLowerLocked takes down that a lower position was announced, and reports
+// whether it is to be believed.
+func (t *Tracker) staysLowerLocked(now time.Time) bool {
+	if t.lowerSince.IsZero() {
+		t.lowerSince = now
+	}
+	return now.Sub(t.lowerSince) >= lowerAfter
 }
 
 // Refresh has the source look where the replica is, as if somebody had just begun

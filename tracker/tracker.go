@@ -68,6 +68,7 @@ type Tracker struct {
 	failures   int   // runs in a row that failed
 	observedAt time.Time
 	announced  announced // see PrimaryAt
+	lowerSince time.Time // since when PrimaryAt has been told of lower positions alone; zero: it was not
 	trail      trail     // of announced's system and timeline
 	rate       rate
 	stats      Stats

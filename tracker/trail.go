@@ -33,6 +33,9 @@ func (tr *trail) told(p announced, replayed LSN) {
 	*tr = steps
 }
 
+// upTo forgets what lies beyond lsn.
+func (tr *trail) upTo(lsn LSN) { *tr = (*tr)[:tr.next(lsn)] }
+
 // next is the index of the first step beyond lsn.
 func (tr trail) next(lsn LSN) int {
 	i, _ := slices.BinarySearchFunc(tr, lsn, func(p announced, lsn LSN) int {
