@@ -211,7 +211,8 @@ func (v *served) serve(ctx context.Context) error {
 	}
 	defer r.stop()
 	cfg := sidecar.Config{
-		Tracker: r.Tracker, Hub: hub, Server: cmp.Or(v.name, v.replica.address), PrimaryNamed: v.primary != nil,
+		Tracker: r.Tracker, Hub: hub, Server: cmp.Or(v.name, v.replica.address),
+		PrimaryNamed: v.primary != nil, PrimaryInterval: time.Duration(v.primaryEvery),
 		NoFleet:   "start the sidecar with --fleet and --primary",
 		RecordEnd: ends.of,
 		Text:      func(s string) string { return oneLine(plain(s)) },

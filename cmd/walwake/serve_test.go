@@ -167,3 +167,19 @@ func isReady(t *testing.T, s *serving) {
 		}
 	}
 }
+
+// A balancer that asks for a lag is not told that it is unknown while the primary is asked as seldom as was said.
+func TestTheLagIsKnownHoweverSeldomThePrimaryIsAsked(t *testing.T) {
+	t.Parallel()
+	primary, standby := cluster(t)
+	s := serve(t, on(primary, standby), "--primary-interval", "30s")
+	isReady(t, s)
+	var asked sidecar.Lag
+	for asked.PrimaryAgeUS == nil {
+		asked = got[sidecar.Position](s, "/v1/position", http.StatusOK).Lag
+	}
+	for age := time.Duration(0); age < 10500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
+		a := got[sidecar.ReadyAnswer](s, "/readyz?max_lag=1GB", http.StatusOK)
+		age = time.Duration(*a.Lag.PrimaryAgeUS) * time.Microsecond
+	}
+}

@@ -24,9 +24,10 @@ type Config struct {
 	// Server names the replica in answers: host and port, no secret.
 	Server string
 
-	// PrimaryNamed says that somebody tells the Tracker where the primary is. Where
-	// nobody does, the lag is not known.
-	PrimaryNamed bool
+	// PrimaryNamed says that somebody tells the Tracker where the primary is, once in
+	// PrimaryInterval; 0: often. Where nobody does, the lag is not known.
+	PrimaryNamed    bool
+	PrimaryInterval time.Duration
 
 	// Fleet returns all replicas that are published. nil: there is no fleet, as
 	// NoFleet says.
@@ -122,6 +123,7 @@ func (c Config) checked() (Config, error) {
 		{"Timeout", &c.Timeout, tracker.DefaultTimeout},
 		{"Interval", &c.Interval, DefaultInterval},
 		{"WriteTimeout", &c.WriteTimeout, DefaultWriteTimeout},
+		{"PrimaryInterval", &c.PrimaryInterval, 0},
 	} {
 		if *d.value < 0 {
 			return c, fmt.Errorf("sidecar: Config.%s %s: want 0 or more", d.name, *d.value)

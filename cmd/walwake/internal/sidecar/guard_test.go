@@ -237,6 +237,23 @@ func TestReadiness(t *testing.T) {
 	})
 }
 
+// However seldom the primary is asked, the lag is known from one answer to the next, and when two are missing.
+func TestAPrimaryThatIsAskedSeldomIsNoUnknownLag(t *testing.T) {
+	for interval, within := range map[time.Duration]time.Duration{time.Second: heardWithin, 30 * time.Second: 90 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			k := start(t, func(c *Config) { c.PrimaryNamed, c.PrimaryInterval = true, interval })
+			k.script.observe(on(1, 1000))
+			k.tr.PrimaryAt(token(1, 1000))
+			time.Sleep(within)
+			ok[ReadyAnswer](t, k.get("/readyz?max_lag=0"))
+			time.Sleep(1)
+			if p := k.get("/readyz?max_lag=1GB").is(t, lagUnknown); !strings.Contains(p.Detail, within.String()) {
+				t.Errorf("asked every %s: %s", interval, p.Detail)
+			}
+		})
+	}
+}
+
 // While nobody waits the source looks seldom: an answer has it look once more.
 func TestAPositionIsAskedForOnceMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -6,7 +6,7 @@ import (
 	"github.com/walwake/walwake/tracker"
 )
 
-// heardWithin is how old the primary's position may be for the lag to be known.
+// heardWithin is how old the primary's position may be for the lag to be known, and more where it is asked seldom.
 const heardWithin = 10 * time.Second
 
 // Lag is how far the replica is behind its primary. Where it is not known, Reason says why
@@ -23,7 +23,7 @@ type Lag struct {
 
 // lagOf says how far behind a state is.
 func (s *Server) lagOf(st tracker.State, now time.Time) Lag {
-	l := Lag{}
+	l, within := Lag{}, max(heardWithin, 3*s.cfg.PrimaryInterval)
 	if st.Known && st.Position.Primary {
 		return Lag{Known: true, Bytes: new(uint64(0)), US: new(int64(0))}
 	}
@@ -39,8 +39,8 @@ func (s *Server) lagOf(st tracker.State, now time.Time) Lag {
 		l.Reason = "the primary's position on the timeline that is replayed is not known: see the log"
 	case st.Position.System == 0:
 		l.Reason = "the replica's cluster is not known"
-	case now.Sub(st.PrimaryHeard) > heardWithin:
-		l.Reason = "the primary has not answered for longer than " + heardWithin.String()
+	case now.Sub(st.PrimaryHeard) > within:
+		l.Reason = "the primary has not answered for longer than " + within.String()
 	default:
 		l.Known, l.Bytes, l.US = true, &st.Behind, new(st.BehindFor.Microseconds())
 		if st.ETA > 0 {
