@@ -15,7 +15,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"github.com/walwake/walwake/cmd/walwake/internal/page"
@@ -195,7 +194,6 @@ func (v *served) serve(ctx context.Context) error {
 		defer debug.SetGCPercent(debug.SetGCPercent(sidecar.GCPercent))
 	}
 	hub, shown := sidecar.NewHub(), newServeMetrics()
-	ends := &recordEnds{server: v.replica}
 	r, err := v.follow(following{
 		server: v.replica, primary: v.primary, name: v.name, source: v.source.value,
 		timeout: time.Duration(v.timeout), maxWaiters: v.waiters + v.streams, observer: hub.Observer(), make: shown.trackers.NewTracker,
@@ -213,10 +211,9 @@ func (v *served) serve(ctx context.Context) error {
 	cfg := sidecar.Config{
 		Tracker: r.Tracker, Hub: hub, Server: cmp.Or(v.name, v.replica.address),
 		PrimaryNamed: v.primary != nil, PrimaryInterval: time.Duration(v.primaryEvery),
-		NoFleet:   "start the sidecar with --fleet and --primary",
-		RecordEnd: ends.of,
-		Text:      func(s string) string { return oneLine(plain(s)) },
-		Bearer:    v.bearer, Hosts: lowerAll(v.hosts), Waiters: v.waiters, Streams: v.streams,
+		NoFleet: "start the sidecar with --fleet and --primary",
+		Text:    func(s string) string { return oneLine(plain(s)) },
+		Bearer:  v.bearer, Hosts: lowerAll(v.hosts), Waiters: v.waiters, Streams: v.streams,
 		Timeout: time.Duration(v.timeout), MaxTimeout: time.Duration(v.longest), Interval: time.Duration(v.interval),
 		Logger: v.log, Metrics: shown.handler(v.log), Page: page.Handler(),
 	}
@@ -224,6 +221,9 @@ func (v *served) serve(ctx context.Context) error {
 	defer beside.Wait()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	asking, stop := context.WithCancel(context.WithoutCancel(ctx)) // for as long as somebody may wait for the answer
+	defer stop()
+	cfg.RecordEnd = (&recordEnds{server: v.replica, ctx: asking, running: &beside}).of
 	if v.primary != nil {
 		tell := func(text string, _ bool) { hub.Tell("primary", text) }
 		watch := &primaryWatch{app: v.app, server: v.primary, tracker: r.Tracker, tell: tell, every: time.Duration(v.primaryEvery)}
@@ -249,36 +249,6 @@ func (v *served) serve(ctx context.Context) error {
 	}
 	v.log.Info("shut down: all that waited were answered")
 	return context.Cause(ctx)
-}
-
-// recordEnds takes a bare LSN that lies behind a WAL page's header back to where the last record before it ends: see
-// waitCommand.recordEnd. The sizes are the cluster's, and never change.
-type recordEnds struct {
-	server *server
-
-	mu             sync.Mutex
-	block, segment uint64 // guarded by mu; 0: not known yet
-}
-
-func (e *recordEnds) of(ctx context.Context, lsn tracker.LSN) (tracker.LSN, error) {
-	const smallest = 1024 // of wal_block_size, which divides all others and the segment sizes
-	if lsn.Normalize(smallest, smallest) == lsn {
-		return lsn, nil
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.block == 0 {
-		var block, segment int64
-		err := e.server.query(ctx, connectTimeout, func(ctx context.Context, conn *pgx.Conn) error {
-			return conn.QueryRow(ctx, `select current_setting('wal_block_size')::bigint,
-				pg_size_bytes(current_setting('wal_segment_size'))`).Scan(&block, &segment)
-		})
-		if err != nil {
-			return lsn, err
-		}
-		e.block, e.segment = uint64(block), uint64(segment)
-	}
-	return lsn.Normalize(e.block, e.segment), nil
 }
 
 // readBearer returns the token that callers of a sidecar must show, from a file, or from the environment where none is

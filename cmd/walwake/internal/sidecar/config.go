@@ -35,7 +35,8 @@ type Config struct {
 	NoFleet string
 
 	// RecordEnd takes a bare LSN back to where the last record before it ends: see
-	// tracker.LSN.Normalize. It may ask the replica. nil: LSNs are taken as they are.
+	// tracker.LSN.Normalize. It may ask the replica, and must return when the context
+	// ends, as the wait's time does. nil: LSNs are taken as they are.
 	RecordEnd func(context.Context, tracker.LSN) (tracker.LSN, error)
 
 	// Text makes an error or a note fit to be shown: one line, no secret. nil: as it is.

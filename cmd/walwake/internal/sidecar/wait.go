@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -31,15 +32,6 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, tooMany.problem("as many waits as the sidecar takes are under way: wait less long, or raise --max-waiters"))
 		return
 	}
-	if target.System == 0 && s.cfg.RecordEnd != nil {
-		lsn, err := s.cfg.RecordEnd(r.Context(), target.LSN)
-		if err != nil {
-			s.waiting.Add(-1)
-			s.fail(w, unknown.problem(s.cfg.Text(err.Error())))
-			return
-		}
-		target.LSN = lsn
-	}
 	start := time.Now()
 	answer := func(w http.ResponseWriter, err error) {
 		s.waiting.Add(-1)
@@ -49,7 +41,34 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil)
 		return
 	}
-	s.await(w, r, timeout, func(ctx context.Context) error { return s.cfg.Tracker.Wait(ctx, target) }, answer)
+	s.await(w, r, timeout, func(ctx context.Context) error { return s.wait(ctx, &target) }, answer)
+}
+
+// recordEndError says why it is not known where the record before a bare LSN ends.
+type recordEndError struct{ error }
+
+// wait is Tracker.Wait, for a bare LSN with where the record before it ends in its place.
+func (s *Server) wait(ctx context.Context, target *tracker.Token) error {
+	if target.System != 0 || s.cfg.RecordEnd == nil {
+		return s.cfg.Tracker.Wait(ctx, *target)
+	}
+	start := time.Now()
+	end, err := s.cfg.RecordEnd(ctx, target.LSN)
+	silent := err != nil && ctx.Err() != nil
+	switch {
+	case err == nil:
+		target.LSN = end
+	case !silent:
+		return &recordEndError{err}
+	}
+	err = s.cfg.Tracker.Wait(ctx, *target) // which says so where the time is up already, unless it is replayed
+	if late, is := errors.AsType[*tracker.TimeoutError](err); is {
+		late.Waited = time.Since(start) // for the record's end as well
+		if silent {
+			late.Reason = cmp.Or(late.Reason, "it has not said where the record before that ends")
+		}
+	}
+	return err
 }
 
 func (s *Server) answerWait(w http.ResponseWriter, target tracker.Token, waited time.Duration, err error) {
@@ -100,8 +119,11 @@ func (s *Server) waitProblem(target tracker.Token, waited time.Duration, err err
 		d.Replayed, d.Timeline, d.Behind = &o.LSN, named(o.Timeline), new(o.LSN.Behind(target.LSN))
 	}
 	text := s.cfg.Text(err.Error())
+	_, noEnd := errors.AsType[*recordEndError](err)
 	var p *Problem
 	switch {
+	case noEnd:
+		p = unknown.problem(text)
 	case errors.Is(err, tracker.ErrDiverged):
 		p = diverged.problem(text + ": write again")
 	case errors.Is(err, tracker.ErrWrongSystem):

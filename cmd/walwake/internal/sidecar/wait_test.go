@@ -2,7 +2,9 @@ package sidecar
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -183,5 +185,86 @@ func TestShutdownAnswersEverybody(t *testing.T) {
 		if err := <-k.ended; err != nil || time.Since(began) > time.Second {
 			t.Errorf("it took %s: %v", time.Since(began), err)
 		}
+	})
+}
+
+// The wait's time is for asking where the record before a bare LSN ends as well, though the replica is silent.
+func TestAWaitWhoseRecordEndHangsEndsInItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answers := make(chan tracker.LSN)
+		k := start(t, func(c *Config) {
+			c.Waiters = 2
+			c.RecordEnd = func(ctx context.Context, lsn tracker.LSN) (tracker.LSN, error) {
+				select {
+				case end := <-answers:
+					if end == 0 {
+						return lsn, errors.New("refused there")
+					}
+					return end, nil
+				case <-ctx.Done():
+					return lsn, ctx.Err()
+				}
+			}
+		})
+		const silent = "it has not said where the record before that ends"
+		lasted := func(path string, want kind, text string) Problem {
+			t.Helper()
+			began := time.Now()
+			p := k.get(path).is(t, want)
+			if took := time.Since(began); took != 100*time.Millisecond || p.WaitedUS != 1e5 || !strings.Contains(p.Detail, "timeout after 100ms") || !strings.Contains(p.Detail, text) {
+				t.Errorf("after %s: %+v %+v", took, p, p.WaitDetail)
+			}
+			return p
+		}
+		lasted("/v1/wait?timeout=100ms&token=0/418", unknown, silent)
+		k.script.observe(on(1, 100))
+		if p := lasted("/v1/wait?timeout=100ms&token=0/418", timedOut, silent); *p.Target != 0x418 || *p.Replayed != 100 {
+			t.Errorf("got %+v", p.WaitDetail)
+		}
+		go func() {
+			time.Sleep(60 * time.Millisecond)
+			answers <- 0x400
+		}()
+		if p := lasted("/v1/wait?timeout=100ms&token=0/418", timedOut, "0/400"); *p.Target != 0x400 {
+			t.Errorf("got %+v", p.WaitDetail)
+		}
+		for _, token := range []string{token(1, 100).String(), "0/64"} { // which need not be asked about
+			ok[WaitAnswer](t, k.get("/v1/wait?token="+token))
+		}
+
+		found, failed := k.asked("/v1/wait?timeout=1m&token=0/418"), k.asked("/v1/wait?timeout=1m&token=0/418")
+		time.Sleep(time.Second)
+		answers <- 0
+		var p Problem
+		select {
+		case a := <-failed:
+			p = a.is(t, unknown)
+			failed = found
+		case a := <-found:
+			p = a.is(t, unknown)
+		}
+		if p.Detail != "refused there" || p.WaitedUS != 1e6 || *p.Replayed != 100 {
+			t.Errorf("got %+v %+v", p, p.WaitDetail)
+		}
+		answers <- 0x400
+		k.script.observe(on(1, 0x400))
+		ok[WaitAnswer](t, <-failed)
+
+		lasts := k.asked("/v1/wait?timeout=1m&token=0/418")
+		synctest.Wait()
+		ctx, leave := context.WithCancel(t.Context())
+		left := make(chan answer, 1)
+		go func() { left <- k.do(k.request(http.MethodGet, "/v1/wait?timeout=1m&token=0/418").WithContext(ctx)) }()
+		synctest.Wait()
+		leave()
+		if a := <-left; a.err == nil {
+			t.Errorf("got %+v", a)
+		}
+		synctest.Wait()
+		if n := k.server.Stats().Waiting; n != 1 {
+			t.Errorf("%d wait", n)
+		}
+		k.stop()
+		(<-lasts).is(t, shuttingDown)
 	})
 }
