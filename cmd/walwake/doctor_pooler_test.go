@@ -96,16 +96,7 @@ func TestTheDoctorSeesPgBouncer(t *testing.T) {
 	t.Parallel()
 	_, standby := cluster(t)
 	for _, mode := range []string{"session", "transaction"} {
-		dsn := proxied(t, standby, "pgbouncer", func(dir string, at *url.URL, port int) []string {
-			file := filepath.Join(dir, "pgbouncer.ini")
-			config := fmt.Sprintf("[databases]\npostgres = host=127.0.0.1 port=%s user=%s password=%s\n"+
-				"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\nunix_socket_dir =\nauth_type = any\npool_mode = %s\n",
-				at.Port(), at.User.Username(), password(at), port, mode)
-			if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return []string{file}
-		})
+		dsn := replicationtest.PgBouncer(t, standby.DSN(), mode)
 		if mode == "session" {
 			o := walwake(t, env{"WALWAKE_REPLICA": dsn}, "doctor", "--json").is(exitOK)
 			if a := decode[doctorAnswer](o); a.Pooler != "PgBouncer" || len(a.Notes) != 1 || !strings.Contains(a.Notes[0], "Name the server itself") {

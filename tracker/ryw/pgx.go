@@ -32,9 +32,11 @@ type Replica struct {
 	Name string
 
 	// Pool leads to the replica. Its connections are made read-only and shown to lead
-	// to the server that Tracker follows, which takes two round trips when a connection
+	// to the server that Tracker follows, which takes three round trips when a connection
 	// is first read over; over one that leads to another server, each read takes two
-	// more. Its role is that of the Tracker's source, or has pg_read_all_stats: with
+	// more. Behind a pooler, such as PgBouncer, each read takes one more, since the next
+	// statement may go to another server process, and nothing is made read-only: name
+	// one server there, or the question may go to another one than the read. Its role is that of the Tracker's source, or has pg_read_all_stats: with
 	// another one nobody can tell where it leads, and sessions are not read from it.
 	Pool *pgxpool.Pool
 
@@ -206,6 +208,7 @@ func (l *pgxLink) met(ctx context.Context, p replication.Peer) (bool, error) { r
 func (l *pgxLink) seen(ctx context.Context) (tracker.Token, error) { return replication.Seen(ctx, l) }
 
 func (l *pgxLink) lost() bool  { return l.IsClosed() }
+func (l *pgxLink) pid() uint32 { return l.PgConn().PID() }
 func (l *pgxLink) mark() *mark { return markOf(l.PgConn()) }
 
 // markKey is the mark's among a connection's data.
@@ -238,7 +241,7 @@ type ReplicaStats struct {
 	Reads     int64
 	Failed    int64         // reads that went elsewhere: no connection, or one that could not be vouched for
 	RoundTrip time.Duration // with Options.Nearest, the one measured last; 0: none yet
-	Strange   int64         // times a connection led to another server than the tracker's, or one that may not tell
+	Strange   int64         // times a connection led to another server than the tracker's, through a pooler, or to one that may not tell
 }
 
 func (c *core) stats() Stats {

@@ -73,6 +73,7 @@ type link interface {
 	ping(ctx context.Context) error
 	met(ctx context.Context, p replication.Peer) (bool, error)
 	seen(ctx context.Context) (tracker.Token, error)
+	pid() uint32 // of the server process, as it was told when the connection was made; 0: that is not known
 	mark() *mark // what is known of the connection; nil: that cannot be kept
 	lost() bool  // whether the connection has ended
 	release()
@@ -95,7 +96,7 @@ type counts struct {
 	reading atomic.Int64
 	reads   atomic.Int64
 	failed  atomic.Int64
-	strange atomic.Int64 // connections that led elsewhere
+	strange atomic.Int64 // reads over connections that led elsewhere, or through a pooler
 	distance
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/walwake/walwake/replication"
@@ -164,14 +165,24 @@ func (l *sqlLink) seen(ctx context.Context) (tracker.Token, error) {
 	return replication.SeenSQL(ctx, l)
 }
 
+func (l *sqlLink) pid() (pid uint32) {
+	l.raw(func(conn *pgconn.PgConn) { pid = conn.PID() })
+	return pid
+}
+
 func (l *sqlLink) mark() (m *mark) {
-	_ = l.Raw(func(driver any) error { // a connection that is gone has no mark
+	l.raw(func(conn *pgconn.PgConn) { m = markOf(conn) })
+	return m
+}
+
+// raw calls f where the driver is pgx's, and the connection is there.
+func (l *sqlLink) raw(f func(*pgconn.PgConn)) {
+	_ = l.Raw(func(driver any) error {
 		if c, is := driver.(*stdlib.Conn); is {
-			m = markOf(c.Conn().PgConn())
+			f(c.Conn().PgConn())
 		}
 		return nil
 	})
-	return m
 }
 
 func (l *sqlLink) lost() (is bool) {

@@ -14,6 +14,7 @@ type mark struct {
 	of       *tracker.Tracker // whose positions it has been shown to stand for: epochs of others have the same numbers
 	epoch    uint64
 	readOnly bool
+	pooled   bool // a pooler stands between: the next statement may go to another server process
 	primary  bool // it leads to a primary, which only a restart makes a standby
 }
 
@@ -66,17 +67,27 @@ func (r *replica) vouched(ctx context.Context, l link, tok tracker.Token) (bool,
 func (r *replica) shown(ctx context.Context, l link, m *mark, tok tracker.Token) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
-	if !m.readOnly {
-		if err := l.exec(ctx, `SET default_transaction_read_only = on`); err != nil {
+	if !m.readOnly && !m.pooled {
+		var err error
+		if m.pooled, err = pooled(ctx, l); err != nil {
 			return false, err
 		}
-		m.readOnly = true
+		if !m.pooled { // whose processes are others' as well, and may outlive a promotion
+			if err := l.exec(ctx, `SET default_transaction_read_only = on`); err != nil {
+				return false, err
+			}
+			m.readOnly = true
+		}
 	}
 	before, known := r.tracker.LastReplay()
 	if !known || !r.tracker.Replayed(tok) {
 		return false, nil
 	}
-	if r.source == nil {
+	switch {
+	case m.pooled:
+		r.strange.Add(1)
+		return shows(ctx, l, tok)
+	case r.source == nil:
 		return shows(ctx, l, tok)
 	}
 	p, is := r.source.Peer()
@@ -94,6 +105,20 @@ func (r *replica) shown(ctx context.Context, l link, m *mark, tok tracker.Token)
 	m.of, m.epoch = r.tracker, p.Epoch
 	now, known := r.tracker.LastReplay()
 	return known && now.Epoch == p.Epoch, nil // what was replayed when it was asked, is
+}
+
+// pooled reports whether a pooler stands between: it gives a connection another number
+// of process than the server's own has.
+func pooled(ctx context.Context, l link) (bool, error) {
+	said := l.pid()
+	if said == 0 {
+		return false, nil
+	}
+	var pid int64
+	if err := l.query(ctx, `SELECT pg_backend_pid()`, &pid); err != nil {
+		return false, err
+	}
+	return pid != int64(said), nil
 }
 
 // ErrNotPrimary is of a read that only the primary would do for.
