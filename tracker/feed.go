@@ -238,4 +238,7 @@ func (t *Tracker) adoptLocked(next *view) {
 		t.stats.Epochs++
 	}
 	t.view.Store(next)
+	if was := t.latest; next.history != nil && (was == nil || was.system != next.system || was.timeline <= next.timeline) {
+		t.latest = next
+	}
 }

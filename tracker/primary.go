@@ -1,6 +1,9 @@
 package tracker
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // announced is the furthest position of the primary that PrimaryAt was told: see lowerAfter.
 type announced struct {
@@ -10,8 +13,8 @@ type announced struct {
 
 // PrimaryAt says that the primary has come to tok, as somebody knows who has
 // asked it: package pgnotify brings what writers announce. State then says how
-// far behind the replica is, and TimeoutError whether the token was beyond what
-// the primary has written, as far as is known.
+// far behind the replica is (see its BehindKnown), and TimeoutError whether the
+// token was beyond what the primary has written, as far as is known.
 //
 // Positions may come late and in any order: the furthest is kept, where a later
 // timeline is further than an earlier one. When for 3 s only lower ones have come,
@@ -94,20 +97,38 @@ func (t *Tracker) Refresh() {
 
 // primaryLocked returns what is known of the primary whose WAL v replays: nothing
 // where v, which may be nil, is of another system or of a later timeline, which
-// then nobody has announced yet.
-func (t *Tracker) primaryLocked(v *view) announced {
-	p := t.announced
-	if v == nil {
-		return p
+// then nobody has announced yet. leads says that v's position is known to be on
+// the way to the primary's.
+func (t *Tracker) primaryLocked(v *view) (p announced, leads bool) {
+	p = t.announced
+	if v == nil || p.at.IsZero() {
+		return p, false
 	}
-	timeline := v.timeline
-	if timeline == 0 && v.vouched != nil {
-		timeline = v.vouched.timeline
+	at := Token{v.system, v.timeline, LSN(v.lsn.Load())}
+	if at.Timeline == 0 && v.vouched != nil {
+		at.Timeline = v.vouched.timeline
 	}
-	if v.system != 0 && v.system != p.at.System || timeline > p.at.Timeline {
-		return announced{}
+	d := t.wayLocked(p.at).judge(at)
+	switch {
+	case d == wrongSystem || at.Timeline > p.at.Timeline:
+		return announced{}, false
+	case at.Timeline == 0 && p.at.Timeline > 1: // judge takes it for a bare LSN
+		return p, false
 	}
-	return p
+	return p, d == replayed
+}
+
+// wayLocked is the view of a server that has replayed all that leads to at, and is
+// on its timeline: it judges positions of replicas as a replica's does tokens. The
+// timeline's history is known where the replica was on it before, and is not any
+// more: it crashed, or another answers now.
+func (t *Tracker) wayLocked(at Token) *view {
+	way := &view{system: at.System, timeline: at.Timeline}
+	way.lsn.Store(math.MaxUint64)
+	if v := t.latest; v != nil && v.system == at.System && v.timeline == at.Timeline {
+		way.history = v.history
+	}
+	return way
 }
 
 // announcedWithin is the time in which an announcement is expected: what was

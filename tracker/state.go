@@ -59,13 +59,22 @@ type State struct {
 	Rate       float64   // bytes replayed a second, lately; 0 when not known
 
 	// Primary is where the primary is at least, as PrimaryAt was told; zero before
-	// it was, and while nothing is known of the timeline that is replayed. Position is
-	// of ObservedAt, and Behind with it: see Refresh.
+	// it was, and when it is of another cluster than the replica or of an earlier
+	// timeline. Position is of ObservedAt, and Behind with it: see Refresh.
 	Primary      Token
-	PrimaryHeard time.Time     // when PrimaryAt was told
-	Behind       uint64        // bytes from Position to Primary; 0 when there are none, or either is not known
-	BehindFor    time.Duration // since PrimaryAt was first told of more than Position; the replica is as late as that at least. 0 when Behind is
-	ETA          time.Duration // estimate of the time that Behind takes; 0 when there is none
+	PrimaryHeard time.Time // when PrimaryAt was told of it
+
+	// BehindKnown says that the replica is on the way to Primary: it replays Primary's
+	// timeline, or an older one that is known to lead there from Position on. It is
+	// false of a replica past the point where Primary's timeline has left its own,
+	// which never comes there, whatever the numbers say; and after a failover as long
+	// as where that point is, or the replica's timeline, is not known. The replica has
+	// then not followed the primary, or is just about to.
+	BehindKnown bool
+
+	Behind    uint64        // bytes from Position to Primary; 0 when there are none, or BehindKnown is false
+	BehindFor time.Duration // since PrimaryAt was first told of more than Position; the replica is as late as that at least. 0 when Behind is
+	ETA       time.Duration // estimate of the time that Behind takes; 0 when there is none
 
 	Source  string // the source, or rung of it, in use; empty when none runs
 	Ladder  []Rung // the source's rungs, best first; empty where it has none. Not to be changed
@@ -102,10 +111,13 @@ func (t *Tracker) State() State {
 		s.Note, s.Ladder = t.feed.note, t.feed.ladder
 	}
 	v := t.view.Load()
-	p := t.primaryLocked(v)
+	p, leads := t.primaryLocked(v)
 	s.Primary, s.PrimaryHeard = p.at, p.heard
 	if v != nil {
 		s.Position, s.Known, s.Failure = v.observation(), true, nil
+	}
+	if leads {
+		s.BehindKnown = true
 		s.Behind = s.Position.LSN.Behind(p.at.LSN)
 		s.ETA = t.rate.eta(s.Behind)
 		if s.Behind > 0 {

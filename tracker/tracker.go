@@ -70,6 +70,7 @@ type Tracker struct {
 	announced  announced // see PrimaryAt
 	lowerSince time.Time // since when PrimaryAt has been told of lower positions alone; zero: it was not
 	trail      trail     // of announced's system and timeline
+	latest     *view     // of the latest timeline, for its history; nil before one was known
 	rate       rate
 	stats      Stats
 

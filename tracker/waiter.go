@@ -182,7 +182,7 @@ func (t *Tracker) timeoutErrorLocked(tok Token, waited time.Duration, cause erro
 		e.Behind = e.Last.LSN.Behind(tok.LSN)
 		e.ETA = t.rate.eta(e.Behind)
 	}
-	if p := t.primaryLocked(v); !p.at.IsZero() {
+	if p, _ := t.primaryLocked(v); !p.at.IsZero() {
 		e.Primary, e.PrimaryAge = p.at, time.Since(p.heard)
 		e.Ahead = p.aheadOf(tok, waited)
 	}

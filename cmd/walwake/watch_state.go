@@ -283,6 +283,8 @@ func (w *watched) lagLocked(st tracker.State, now time.Time) lagNow {
 		return lagNow{reason: cmp.Or(w.said, "the primary's position is not known")}
 	case st.Position.System == 0:
 		return lagNow{reason: "the replica's cluster is not known"}
+	case !st.BehindKnown:
+		return lagNow{reason: fmt.Sprintf("the primary is on timeline %d, and the replica is not known to follow it there", st.Primary.Timeline)}
 	case st.Behind == 0:
 		return lagNow{known: true, from: "measured"}
 	case st.BehindFor > 0:

@@ -34,7 +34,7 @@ func TestWatchLag(t *testing.T) {
 		},
 		{
 			"it is asked seldom", false, time.Minute, "",
-			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now.Add(-2 * time.Minute)},
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now.Add(-2 * time.Minute), BehindKnown: true},
 			lagNow{known: true, from: "measured"},
 		},
 		{
@@ -48,18 +48,23 @@ func TestWatchLag(t *testing.T) {
 			lagNow{reason: "the replica's cluster is not known"},
 		},
 		{
+			"the primary is on another timeline", false, 1, "",
+			tracker.State{Known: true, Position: standby, Primary: tracker.Token{System: 1, Timeline: 2, LSN: 50}, PrimaryHeard: now},
+			lagNow{reason: "the primary is on timeline 2, and the replica is not known to follow it there"},
+		},
+		{
 			"behind for a time", false, 1, "",
-			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, Behind: 50, BehindFor: time.Second, ETA: time.Minute},
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, BehindKnown: true, Behind: 50, BehindFor: time.Second, ETA: time.Minute},
 			lagNow{known: true, bytes: 50, late: time.Second, from: "measured"},
 		},
 		{
 			"behind, by its speed", false, 1, "",
-			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, Behind: 50, ETA: time.Minute},
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, BehindKnown: true, Behind: 50, ETA: time.Minute},
 			lagNow{known: true, bytes: 50, late: time.Minute, from: "estimated"},
 		},
 		{
 			"behind, for it is not known how long", false, 1, "",
-			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, Behind: 50},
+			tracker.State{Known: true, Position: standby, Primary: primary, PrimaryHeard: now, BehindKnown: true, Behind: 50},
 			lagNow{known: true, bytes: 50},
 		},
 	} {

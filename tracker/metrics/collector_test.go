@@ -267,6 +267,20 @@ func TestTheLagOfAReplicaThatStandsStill(t *testing.T) {
 	})
 }
 
+// Behind a primary that it does not come to, no lag is better than one of 0.
+func TestAReplicaOfAnAbandonedTimelineHasNoLag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, reg := registered(t, metrics.Config{Refresh: -1})
+		tr := run(t, m, tracker.Config{Source: source{}, Name: "db2"})
+		tr.PrimaryAt(token(1000))
+		scrape(t, reg).want(t, map[string]float64{"walwake_replay_lag_bytes": 0})
+		tr.PrimaryAt(tracker.Token{System: 7, Timeline: 3, LSN: 900})
+		s := scrape(t, reg)
+		s.want(t, map[string]float64{"walwake_primary_position_bytes": 900, "walwake_primary_position_age_seconds": 0, "walwake_replay_timeline": 2})
+		s.absent(t, "walwake_replay_lag_bytes", "walwake_replay_lag_seconds", "walwake_replay_catch_up_seconds")
+	})
+}
+
 func TestAScrapeThatIsNotToAskDoesNot(t *testing.T) {
 	m, reg := registered(t, metrics.Config{Refresh: -1})
 	run(t, m, tracker.Config{Name: "db2", Source: source{at: func() (tracker.LSN, bool) {

@@ -21,7 +21,8 @@
 //
 //   - What is not known is absent, never 0: a position whose connection is gone, a
 //     lag while nobody has told where the primary is (see tracker.PrimaryAt and
-//     package pgnotify), a timeline that the role may not see.
+//     package pgnotify) or the replica has not followed it to another timeline, a
+//     timeline that the role may not see.
 //   - Position and lag are of the time of the scrape, where the replica answers in
 //     time: see Config.Refresh. How old they are is a metric too.
 //   - No metric is made of an error's text or of what a client sent: labels take few

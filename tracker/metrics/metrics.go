@@ -49,14 +49,15 @@ var (
 		"1 when the server is not in recovery: a primary, or a replica that was promoted. Absent while the position is not known.")
 
 	primaryPosition = gauge("walwake_primary_position_bytes",
-		"Position in the WAL that the primary is known to have come to, by announcements. Absent until there was one of this cluster and timeline.")
+		"Position in the WAL that the primary is known to have come to, by announcements. Absent until there was one of this cluster, and of the replica's timeline or a later one.")
 	primaryAge = gauge("walwake_primary_position_age_seconds",
 		"Time since the primary's position was last announced; grows while nobody writes. Absent until it was.")
 	lagBytes = gauge("walwake_replay_lag_bytes",
-		"WAL that the primary is known to have written and the replica has not replayed. Absent while either position is not known.")
+		"WAL that the primary is known to have written and the replica has not replayed. Absent while either position is not known, "+
+			"and while the replica is not known to have followed the primary to its timeline.")
 	lagSeconds = gauge("walwake_replay_lag_seconds",
 		"Time since it was first announced that the primary is beyond the replica's position; 0 when the replica has replayed all that was announced. "+
-			"The true lag is this at least. Absent while either position is not known.")
+			"The true lag is this at least. Absent where walwake_replay_lag_bytes is.")
 	catchUp = gauge("walwake_replay_catch_up_seconds",
 		"Estimate of the time in which the replica will have replayed walwake_replay_lag_bytes, from how fast it replays; 0 when there is no lag. "+
 			"Absent when it has replayed nothing for 5 s, and while the lag is not known.")
@@ -144,7 +145,7 @@ func (s series) primary(state tracker.State) {
 	}
 	s.set(primaryPosition, float64(state.Primary.LSN))
 	s.age(primaryAge, state.PrimaryHeard)
-	if !state.Known {
+	if !state.BehindKnown {
 		return
 	}
 	s.set(lagBytes, float64(state.Behind))

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/walwake/walwake/tracker"
@@ -41,6 +42,8 @@ func (s *Server) lagOf(st tracker.State, now time.Time) Lag {
 		l.Reason = "the replica's cluster is not known"
 	case now.Sub(st.PrimaryHeard) > within:
 		l.Reason = "the primary has not answered for longer than " + within.String()
+	case !st.BehindKnown:
+		l.Reason = fmt.Sprintf("the primary is on timeline %d, and the replica is not known to follow it there", st.Primary.Timeline)
 	default:
 		l.Known, l.Bytes, l.US = true, &st.Behind, new(st.BehindFor.Microseconds())
 		if st.ETA > 0 {

@@ -23,7 +23,7 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st := s.cfg.Tracker.State()
-	if limited && st.Behind > 0 { // less than it was would be: only then must the replica be asked
+	if limited && (st.Behind > 0 || !st.BehindKnown) { // it may have gone on since: only then must it be asked
 		st = s.fresh(r.Context())
 	}
 	lag := s.lagOf(st, time.Now())
