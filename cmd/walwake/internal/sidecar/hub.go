@@ -109,6 +109,9 @@ func (h *Hub) tellLocked() {
 func (h *Hub) attach(s *Server) {
 	h.mu.Lock()
 	h.s = s
+	for i := range h.events { // they were told without it
+		h.events[i].Text = s.cfg.Text(h.events[i].Text)
+	}
 	h.mu.Unlock()
 }
 

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -90,6 +91,21 @@ func TestRepeatsDoNotCrowdOutWhatHappenedBefore(t *testing.T) {
 					t.Errorf("want %+v, got %+v", want, got)
 				}
 			}
+		}
+	})
+}
+
+// What happens before the server is made is shown as what happens after it.
+func TestAnEventBeforeTheServerIsMadeFitToBeShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const told = "two\nlines"
+		k := start(t, func(c *Config) {
+			c.Text = func(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
+			c.Hub.Tell("failed", told)
+		})
+		k.server.cfg.Hub.Tell("failed", told)
+		if e := read[Event](t, k.stream("").until("event")); e.Text != "two; lines" || e.Times != 2 {
+			t.Errorf("got %+v", e)
 		}
 	})
 }
