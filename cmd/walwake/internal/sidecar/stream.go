@@ -194,7 +194,8 @@ func (st *stream) present(f frame) {
 	is := aboutOf(o)
 	switch {
 	case known != f.known || is != aboutOf(f.seen):
-		st.state(is, st.s.described(), f)
+		now := st.s.cfg.Tracker.State()
+		st.state(aboutOf(now.Position), st.s.described(now), f)
 	case is != st.told || f.stateN > st.stateN || f.position == nil:
 		st.state(is, f.state, f)
 	default:
@@ -208,9 +209,9 @@ func (st *stream) state(is about, data []byte, f frame) {
 	st.event("state", f.n, data)
 }
 
-// described is the present state as JSON.
-func (s *Server) described() []byte {
-	b, _ := json.Marshal(s.describe(s.cfg.Tracker.State(), time.Now())) //nolint:errchkjson // nothing in it can fail
+// described is a state as JSON.
+func (s *Server) described(st tracker.State) []byte {
+	b, _ := json.Marshal(s.describe(st, time.Now())) //nolint:errchkjson // nothing in it can fail
 	return b
 }
 
