@@ -327,18 +327,18 @@ func (st *stream) demands(r *http.Request, cancel context.CancelCauseFunc) (dema
 	}
 }
 
-// readDemands reads lines until the body ends, and says why it did.
+// readDemands reads lines until the body ends, and says why it did. The last may come without a newline, as from curl -d.
 func readDemands(body io.Reader, c chan tracker.LSN) error {
 	lines := bufio.NewReaderSize(body, maxDemand)
 	for {
 		line, err := lines.ReadSlice('\n')
-		if err != nil {
-			if errors.Is(err, bufio.ErrBufferFull) {
-				return errDemand
-			}
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			return errDemand
+		case err != nil && (len(line) == 0 || !errors.Is(err, io.EOF)): // of a body that was cut the rest is no LSN
 			return err
 		}
-		lsn, err := tracker.ParseLSN(strings.TrimSuffix(string(line[:len(line)-1]), "\r"))
+		lsn, err := tracker.ParseLSN(strings.TrimSuffix(strings.TrimSuffix(string(line), "\n"), "\r"))
 		if err != nil {
 			return errDemand
 		}
