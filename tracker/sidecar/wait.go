@@ -91,7 +91,7 @@ func (c *Client) replayed(body io.Reader, tok tracker.Token) error {
 		least -= min(least, longestHeader)
 	}
 	if json.Unmarshal(text, &a) != nil || a.Result != "replayed" || a.Target == nil || *a.Target < least {
-		return fmt.Errorf("sidecar: ask to wait: the answer is not a sidecar's for %s: does something else listen at %s, or is it another version of walwake?", tok, c.base)
+		return fmt.Errorf("sidecar: ask to wait: the answer is not a sidecar's for %s: does something else listen at %s, or is it another version of walwake?", tok, c.cfg.URL)
 	}
 	return nil
 }
@@ -106,7 +106,7 @@ func (c *Client) ask(ctx context.Context, tok tracker.Token, timeout time.Durati
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
-			return &tracker.TimeoutError{Replica: c.base, Target: tok, Reason: "no answer from the sidecar"}, nil
+			return &tracker.TimeoutError{Replica: c.cfg.URL, Target: tok, Reason: "no answer from the sidecar"}, nil
 		}
 		return nil, fmt.Errorf("sidecar: ask to wait: %w", reached(err))
 	}
@@ -118,7 +118,7 @@ func (c *Client) ask(ctx context.Context, tok tracker.Token, timeout time.Durati
 	switch p.Reason {
 	case "timeout", "unknown_position":
 		late := &tracker.TimeoutError{
-			Replica: c.base, Target: tok, Behind: p.Behind, ETA: time.Duration(p.ETA) * time.Microsecond,
+			Replica: c.cfg.URL, Target: tok, Behind: p.Behind, ETA: time.Duration(p.ETA) * time.Microsecond,
 			Source: p.Source, Reason: p.Detail,
 		}
 		if p.Replayed != nil {

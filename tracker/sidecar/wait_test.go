@@ -158,3 +158,15 @@ func TestASidecarThatCannotTellYetIsAskedAgain(t *testing.T) {
 		}
 	})
 }
+
+func TestASidecarBehindASocketIsNamedByIt(t *testing.T) {
+	c, err := New(Config{URL: "unix:/run/nobody.sock"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	if err := c.Wait(ctx, at(2, 100)); !errors.Is(err, tracker.ErrTimeout) || !strings.Contains(err.Error(), "unix:/run/nobody.sock has not replayed") {
+		t.Error(err)
+	}
+}
