@@ -34,6 +34,7 @@ type watchedSidecar struct {
 	// guarded by watched.mu
 	name    string        // what it calls its replica; empty: not known yet
 	heard   time.Time     // when the primary was where the sidecar last said
+	known   time.Time     // when it said that the lag is known; zero: it said last that it is not
 	primary bool          // whether it ever said where
 	late    time.Duration // of the replica, as it last said
 	source  string        // in use there; empty: not known yet
@@ -190,7 +191,10 @@ func (w *watched) heard(p *sidecar.Position, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s, lag := w.side, p.Lag
-	s.name, s.late = p.Server, 0
+	s.name, s.late, s.known = p.Server, 0, time.Time{}
+	if lag.Known {
+		s.known = now
+	}
 	if lag.Primary != nil && lag.PrimaryAgeUS != nil {
 		s.primary, s.heard = true, now.Add(-time.Duration(*lag.PrimaryAgeUS)*time.Microsecond)
 	}
@@ -238,6 +242,15 @@ func (w *watched) adaptLocked(st *tracker.State) {
 	if st.Behind > 0 {
 		st.BehindFor = max(st.BehindFor, s.late)
 	}
+}
+
+// heardLocked is when the lag was last known by what the primary said. A sidecar knows how seldom it asks the primary, and
+// so for how long that counts.
+func (w *watched) heardLocked(st tracker.State) time.Time {
+	if w.side != nil {
+		return w.side.known
+	}
+	return st.PrimaryHeard
 }
 
 // sourceThere is what the sidecar calls a source; empty: it has said of none that it is in use.

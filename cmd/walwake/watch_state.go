@@ -279,7 +279,7 @@ func (w *watched) lagLocked(st tracker.State, now time.Time) lagNow {
 		return lagNow{known: true, from: "measured"}
 	case w.primary == nil && w.side == nil:
 		return lagNow{reason: "name the primary in --primary"}
-	case st.Primary.IsZero(), now.Sub(st.PrimaryHeard) > max(staleAfter, 3*w.interval):
+	case st.Primary.IsZero(), now.Sub(w.heardLocked(st)) > max(staleAfter, 3*w.interval):
 		return lagNow{reason: cmp.Or(w.said, "the primary's position is not known")}
 	case st.Position.System == 0:
 		return lagNow{reason: "the replica's cluster is not known"}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/walwake/walwake/cmd/walwake/internal/sidecar"
 	"github.com/walwake/walwake/tracker"
 )
 
@@ -150,5 +151,33 @@ func TestTheReasonOfAnUnknownLagIsAFailure(t *testing.T) {
 		if last := w.events[len(w.events)-1]; lag.reason != c.want || last.kind != "primary" || last.text != c.text {
 			t.Errorf("after %q: %q, and the event %+v", c.text, lag.reason, last)
 		}
+	}
+}
+
+// A sidecar knows how seldom it asks its primary, and so from when on the lag is not known.
+func TestTheLagThroughASidecarIsKnownForAsLongAsThatSays(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	primary := tracker.Token{System: 1, Timeline: 1, LSN: 150}
+	w := &watched{interval: time.Second, side: &watchedSidecar{}, changed: make(chan struct{}, 1)}
+	lagAt := func(at time.Time) lagNow {
+		st := tracker.State{
+			Known: true, Position: tracker.Observation{LSN: 100, System: 1, Timeline: 1, Epoch: 1},
+			Primary: primary, PrimaryHeard: at, BehindKnown: true, Behind: 50,
+		}
+		w.adaptLocked(&st)
+		return w.lagLocked(st, at)
+	}
+	age := int64(80e6) // of 90 s with --primary-interval 30s
+	w.heard(&sidecar.Position{Lag: sidecar.Lag{Known: true, Primary: &primary, PrimaryAgeUS: &age}}, now)
+	if lag := lagAt(now); !lag.known || lag.bytes != 50 {
+		t.Errorf("got %+v", lag)
+	}
+	if lag := lagAt(now.Add(staleAfter + 1)); lag.known {
+		t.Errorf("the sidecar has said nothing for longer than %s: %+v", staleAfter, lag)
+	}
+	w.heard(&sidecar.Position{Lag: sidecar.Lag{Primary: &primary, PrimaryAgeUS: &age, Reason: "no answer"}}, now)
+	if lag := lagAt(now); lag != (lagNow{reason: "no answer"}) {
+		t.Errorf("got %+v", lag)
 	}
 }
