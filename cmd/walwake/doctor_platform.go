@@ -75,6 +75,7 @@ func rdsReplication(role string) step { return step{sql: "GRANT rds_replication 
 type surroundings struct {
 	platform *platform // nil: none that is known
 	pooler   string    // empty: none was noticed
+	late     bool      // a commit that the primary's walsender misses may come seconds late
 }
 
 // notes are for who reads what the doctor says.
@@ -86,6 +87,10 @@ func (s surroundings) notes() (notes []string) {
 	if s.platform != nil {
 		notes = append(notes, "this is "+s.platform.name+": "+s.platform.note)
 	}
+	if s.late {
+		notes = append(notes, "from PostgreSQL 16 on the primary may miss that there is something to send, and sends it when the standby next reports: "+
+			"set wal_receiver_status_interval = '1s' on the standby, and reload")
+	}
 	return notes
 }
 
@@ -96,8 +101,10 @@ func (s *server) look(ctx context.Context, timeout time.Duration) (found surroun
 		var roles, settings, calls []string
 		var pid uint32
 		err := conn.QueryRow(ctx, `SELECT pg_backend_pid(), ARRAY(SELECT rolname::text FROM pg_roles),
-			ARRAY(SELECT name FROM pg_settings), ARRAY(SELECT proname::text FROM pg_proc WHERE proname = 'aurora_version')`,
-			pgx.QueryExecModeExec).Scan(&pid, &roles, &settings, &calls)
+			ARRAY(SELECT name FROM pg_settings), ARRAY(SELECT proname::text FROM pg_proc WHERE proname = 'aurora_version'),
+			pg_is_in_recovery() AND current_setting('server_version_num')::int >= 160000 AND
+			EXISTS (SELECT FROM pg_settings WHERE name = 'wal_receiver_status_interval' AND setting <> '1')`,
+			pgx.QueryExecModeExec).Scan(&pid, &roles, &settings, &calls, &found.late)
 		if err != nil {
 			return err
 		}

@@ -118,3 +118,17 @@ func TestAServiceIsRecognisedBySettingsToo(t *testing.T) {
 		t.Errorf("got %s", p.name)
 	}
 }
+
+func TestTheDoctorSaysWhenACommitMayComeLate(t *testing.T) {
+	t.Parallel()
+	c := replicationtest.Start(t, replicationtest.Options{StandbySettings: map[string]string{"wal_receiver_status_interval": "10s"}})
+	const note = "wal_receiver_status_interval = '1s'"
+	for _, server := range []struct {
+		*replicationtest.Node
+		late bool
+	}{{c.Standbys[0], c.Version >= 16}, {c.Primary, false}} {
+		if o := walwake(t, env{"WALWAKE_REPLICA": server.DSN()}, "doctor"); strings.Contains(o.stdout+o.stderr, note) != server.late {
+			t.Errorf("%s: got %s", server.Name(), o)
+		}
+	}
+}

@@ -95,6 +95,9 @@ var defaults = map[string]string{
 	"wal_keep_size":               "256MB",
 	"wal_level":                   "logical",
 	"wal_retrieve_retry_interval": "100ms",
+
+	// From 16 on the primary may miss a flush, until the walreceiver says something (walsender.c, WalSndWait).
+	"wal_receiver_status_interval": "1s",
 }
 
 // checkSettings refuses names that are none and settings that are the kit's own.
