@@ -87,11 +87,6 @@ func proxied(t *testing.T, n *replicationtest.Node, program string, write func(d
 	}
 }
 
-func password(at *url.URL) string {
-	p, _ := at.User.Password()
-	return p
-}
-
 func TestTheDoctorSeesPgBouncer(t *testing.T) {
 	t.Parallel()
 	_, standby := cluster(t)
