@@ -4,14 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"net"
 	"os"
 	"runtime/debug"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -32,6 +29,7 @@ type serveCommand struct {
 	config           string
 	source           choice
 	listen           []string
+	socketMode       fileMode
 	name             string
 	bearerFile       string
 	tlsCert, tlsKey  string
@@ -55,7 +53,7 @@ func (a *app) newServe() (*serveCommand, *cobra.Command) {
 	s := &serveCommand{
 		app: a, primary: primaryFlag(), replica: replicaFlag(), source: sourceFlag(),
 		timeout: period(tracker.DefaultTimeout), longest: period(sidecar.DefaultMaxTimeout),
-		interval: period(sidecar.DefaultInterval), primaryEvery: period(time.Second),
+		interval: period(sidecar.DefaultInterval), primaryEvery: period(time.Second), socketMode: defaultSocketMode,
 	}
 	c := &cobra.Command{
 		Use:   "serve --replica DSN [--primary DSN]",
@@ -87,8 +85,10 @@ more; streams that are open go on.
 
 Without such a token everybody who reaches the listener may ask, so it is loopback by default. A request whose
 Host header is a name must name localhost or one of --hosts, or a web page could have a browser on this machine
-ask. It runs until it is interrupted or terminated, and answers everybody who waits before it ends; a second
-signal ends it at once. Its log is of level info, unless --log-level says otherwise.
+ask. A Unix socket lets its user and group connect, or whom --socket-mode says, if its folder lets them through.
+
+It runs until it is interrupted or terminated, and answers everybody who waits before it ends; a second signal
+ends it at once. Its log is of level info, unless --log-level says otherwise.
 
 With --check it starts nothing: it asks /healthz of the sidecar that has the same settings, at each of its
 listeners, and exits 0, or 1 with what is wrong, within 3 s: for containers in which there is no curl. A
@@ -110,6 +110,7 @@ sidecar whose replica is down answers, and need not be restarted: ask /readyz wh
 	f.Var(&s.source, "source", sourceUsage)
 	complete(c, "source", s.source.of...)
 	f.StringSliceVar(&s.listen, "listen", []string{defaultListen}, "`address` to listen on, host:port or unix:/path; may be given several times")
+	f.Var(&s.socketMode, "socket-mode", "who may connect to the sockets of unix:/path: the `mode` of their files")
 	f.StringVar(&s.name, "name", "", "what the replica is called in the log, the metrics and the fleet (default: its host and port)")
 	f.StringVar(&s.bearerFile, "bearer-file", "", "`file` with the token that callers must show (default: $WALWAKE_BEARER, or none)")
 	f.StringVar(&s.tlsCert, "tls-cert", "", "`file` with the certificate, and those above it")
@@ -123,7 +124,7 @@ sidecar whose replica is down answers, and need not be restarted: ask /readyz wh
 	f.Var(&s.interval, "interval", "least time between two positions in a stream that nobody waits for")
 	f.Var(&s.primaryEvery, "primary-interval", "how often the primary is asked how far it is")
 	f.BoolVar(&s.check, "check", false, "ask the sidecar with these settings whether it answers")
-	for _, name := range []string{"listen", "name", "hosts", "max-waiters", "max-streams"} {
+	for _, name := range []string{"listen", "socket-mode", "name", "hosts", "max-waiters", "max-streams"} {
 		complete(c, name)
 	}
 	return s, c
@@ -184,7 +185,7 @@ func (s *serveCommand) prepare(c *cobra.Command) (*served, error) {
 	if v.tls, err = s.readTLS(); err != nil {
 		return nil, err
 	}
-	v.listeners, err = listenOn(c.Context(), s.listen)
+	v.listeners, err = listenOn(c.Context(), s.listen, os.FileMode(s.socketMode))
 	return v, err
 }
 
@@ -269,82 +270,6 @@ func (a *app) readBearer(file string) (string, error) {
 		return "", usagef("the bearer token has %d bytes: want at least %d, such as those of openssl rand -hex 16", len(bearer), shortest)
 	}
 	return bearer, nil
-}
-
-// listenOn opens the listeners.
-func listenOn(ctx context.Context, addresses []string) (all []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			closeAll(all)
-		}
-	}()
-	if len(addresses) == 0 {
-		return nil, usagef("--listen: name an address, such as %s", defaultListen)
-	}
-	for _, a := range addresses {
-		l, err := listenAt(ctx, a)
-		if err != nil {
-			return all, err
-		}
-		all = append(all, l)
-	}
-	return all, nil
-}
-
-func listenAt(ctx context.Context, address string) (net.Listener, error) {
-	config := new(net.ListenConfig)
-	path, isSocket := strings.CutPrefix(address, "unix:")
-	if !isSocket {
-		if _, _, err := net.SplitHostPort(address); err != nil {
-			return nil, usagef("--listen %q: want host:port, such as %s, or unix:/path", address, defaultListen)
-		}
-		l, err := config.Listen(ctx, "tcp", address)
-		if err != nil {
-			return nil, fmt.Errorf("--listen %s: %w: is another sidecar running there?", address, reason(err))
-		}
-		return l, nil
-	}
-	if err := removeStale(ctx, path); err != nil {
-		return nil, err
-	}
-	l, err := config.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("--listen %s: %w", address, reason(err))
-	}
-	return l, nil
-}
-
-// removeStale removes the socket of a sidecar that was killed.
-func removeStale(ctx context.Context, path string) error {
-	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {
-		return nil //nolint:nilerr // there is none, or what listening there complains of
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-	if err == nil {
-		_ = conn.Close()
-		return fmt.Errorf("--listen unix:%s: another sidecar answers there", path)
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) { // such as that as many connections as may be wait for one that runs
-		return fmt.Errorf("--listen unix:%s: %w: is another sidecar running there? Remove the socket if none is", path, reason(err))
-	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("--listen unix:%s: the socket of one that has ended: %w", path, err)
-	}
-	return nil
-}
-
-// reason is what is worth reading of an error of package net.
-func reason(err error) error {
-	if e, ok := errors.AsType[*net.OpError](err); ok {
-		return e.Err
-	}
-	return err
-}
-
-func closeAll(all []net.Listener) {
-	for _, l := range all {
-		_ = l.Close()
-	}
 }
 
 func lowerAll(names []string) []string {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -43,4 +44,19 @@ func TestASocketWhoseQueueIsFullIsNotRemoved(t *testing.T) {
 		t.Fatalf("the socket of one that runs was removed: %v", err)
 	}
 	_ = conn.Close()
+}
+
+// Before its mode is set nobody but its owner may connect, though the umask of most machines would let others execute it,
+// and that of some would let them write.
+func TestASocketIsItsOwnersUntilItsModeIsSet(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "http.sock")
+	l, err := ownersListener(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("got %v, %v", info, err)
+	}
 }

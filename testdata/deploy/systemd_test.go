@@ -71,3 +71,25 @@ func TestSystemdFindsNothingWrongWithTheUnit(t *testing.T) {
 		}
 	}
 }
+
+// Workers are in the group that the service runs as: the folder, the socket and the bearer token let it in, and nobody else.
+func TestTheUnitLetsItsWorkersIn(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("systemd/walwake.service")
+	must(t, err)
+	config, err := os.ReadFile("systemd/walwake.yaml")
+	must(t, err)
+	m := regexp.MustCompile(`(?m)^Group=(\S+)$`).FindSubmatch(text)
+	if m == nil {
+		t.Fatal("it runs as a group that nobody else can be in")
+	}
+	group := string(m[1])
+	for _, want := range []string{"\nRuntimeDirectoryMode=0750\n", "\n#   groupadd --system " + group + " ", "\n#   install -m 640 -g " + group + " -D bearer "} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	if !regexp.MustCompile(`(?m)^socket_mode: 0660\b`).Match(config) {
+		t.Error("the socket does not let the group in")
+	}
+}
