@@ -73,3 +73,27 @@ func TestAReplicaThatHasFollowedAFailoverIsAskedBeforeItsLagIsUnknown(t *testing
 		}
 	})
 }
+
+// After an idle time the source has not looked for long, whether the probe limits the lag or not.
+func TestAProbeTellsNoOldLag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := start(t, nil)
+		k.script.observe(on(1, 1000))
+		feed := k.script.running()
+		feed.OnDemand(func() {
+			if feed.Demand().Waiting > 0 {
+				go k.script.observe(on(1, 5000))
+			}
+		})
+		k.tr.PrimaryAt(token(1, 5000))
+		if a := ok[ReadyAnswer](t, k.get("/readyz")); !a.Lag.Known || *a.Lag.Bytes != 0 || *a.Lag.US != 0 {
+			t.Errorf("got %d bytes, %d us: want none", *a.Lag.Bytes, *a.Lag.US)
+		}
+		feed.OnDemand(func() {})
+		k.tr.PrimaryAt(token(1, 6000)) // a replica that does not answer holds the probe up for freshWithin
+		began := time.Now()
+		if a := ok[ReadyAnswer](t, k.get("/readyz")); *a.Lag.Bytes != 1000 || time.Since(began) > freshWithin+10*time.Millisecond {
+			t.Errorf("after %s: got %+v", time.Since(began), a.Lag)
+		}
+	})
+}
