@@ -15,11 +15,39 @@ import (
 
 // explain says in one line which server failed, how, and what to do. It unwraps to err.
 func explain(s *server, err error) error {
+	return &serverError{s.String() + ": " + s.advise(err), err}
+}
+
+// advise says how the server failed, and what to do.
+func (s *server) advise(err error) string {
 	what, todo := diagnose(err)
 	if todo != "" {
 		what += ": " + strings.ReplaceAll(todo, "$FROM", s.from)
 	}
-	return &serverError{s.String() + ": " + what, err}
+	return what
+}
+
+// failure is advise on one line, and of which kind the failure is, which names neither role, database nor address.
+func (s *server) failure(err error) (text, kind string) {
+	return oneLine(s.advise(err)), kindOf(err)
+}
+
+func kindOf(err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if e.Code == invalidAuthorization || e.Code == invalidPassword {
+			return "the replica refuses the role or its password"
+		}
+		if e.Code == cannotConnectNow {
+			return "the replica does not accept connections yet"
+		}
+		return "the replica answers with an error"
+	}
+	_, refused := errors.AsType[*pgconn.ConnectError](err)
+	_, broken := errors.AsType[*net.OpError](err)
+	if refused || broken || pgconn.Timeout(err) || errors.Is(err, context.DeadlineExceeded) {
+		return "the replica cannot be reached"
+	}
+	return "the replica cannot be followed"
 }
 
 type serverError struct {
@@ -66,7 +94,20 @@ func diagnose(err error) (what, todo string) {
 	case isOp:
 		return plain(op.Err.Error()), "check $FROM"
 	}
+	if e, ok := errors.AsType[*pgconn.ConnectError](err); ok { // whose text has role, database, and each attempt
+		return plain(lastAttempt(e.Unwrap()).Error()), "check $FROM"
+	}
 	return plain(err.Error()), ""
+}
+
+// lastAttempt is the last of several errors, as of the ways in which pgx has tried to connect.
+func lastAttempt(err error) error {
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		if all := several.Unwrap(); len(all) > 0 {
+			return all[len(all)-1]
+		}
+	}
+	return err
 }
 
 // plain takes the package names out of an error of this project: they help who reads Go, and nobody else.

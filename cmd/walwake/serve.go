@@ -213,8 +213,8 @@ func (v *served) serve(ctx context.Context) error {
 		Tracker: r.Tracker, Hub: hub, Server: cmp.Or(v.name, v.replica.address),
 		PrimaryNamed: v.primary != nil, PrimaryInterval: time.Duration(v.primaryEvery),
 		NoFleet: "start the sidecar with --fleet and --primary",
-		Text:    func(s string) string { return oneLine(plain(s)) },
-		Bearer:  v.bearer, Hosts: lowerAll(v.hosts), Waiters: v.waiters, Streams: v.streams,
+		Failure: v.replica.failure, Text: func(s string) string { return oneLine(plain(s)) },
+		Bearer: v.bearer, Hosts: lowerAll(v.hosts), Waiters: v.waiters, Streams: v.streams,
 		Timeout: time.Duration(v.timeout), MaxTimeout: time.Duration(v.longest), Interval: time.Duration(v.interval),
 		Logger: v.log, Metrics: shown.handler(v.log), Page: page.Handler(),
 	}

@@ -232,7 +232,8 @@ func TestAReplicaThatCannotBeReachedIsTriedAgain(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	for _, path := range []string{"/readyz", "/v1/position", "/v1/wait?token=0/1&timeout=10ms"} {
-		if status, body := s.get(path); status != http.StatusServiceUnavailable || !strings.Contains(string(body), "unknown_position") || !strings.Contains(string(body), "connection refused") || strings.Contains(string(body), secret) {
+		if status, body := s.get(path); status != http.StatusServiceUnavailable || !strings.Contains(string(body), "unknown_position") || !strings.Contains(string(body), "connection refused: is PostgreSQL running there? Check host and port in WALWAKE_REPLICA") ||
+			strings.Contains(string(body), secret) || strings.Contains(string(body), "failed to connect") || strings.Contains(string(body), "dial") {
 			t.Errorf("%s: %d %s", path, status, body)
 		}
 	}

@@ -39,7 +39,12 @@ type Config struct {
 	// ends, as the wait's time does. nil: LSNs are taken as they are.
 	RecordEnd func(context.Context, tracker.LSN) (tracker.LSN, error)
 
-	// Text makes an error or a note fit to be shown: one line, no secret. nil: as it is.
+	// Failure says why the replica cannot be followed: in full, with what to do, for
+	// who may learn role and address, and of which kind that is, for everybody. nil:
+	// the error's text, and that it cannot be followed.
+	Failure func(error) (text, kind string)
+
+	// Text makes a note, or an error of the tracker's, fit to be shown: one line, no secret. nil: as it is.
 	Text func(string) string
 
 	// Metrics and Page are served at /metrics and /. nil: there is none.
@@ -141,6 +146,9 @@ func (c Config) checked() (Config, error) {
 	}
 	if c.Text == nil {
 		c.Text = func(s string) string { return s }
+	}
+	if c.Failure == nil {
+		c.Failure = func(err error) (text, kind string) { return err.Error(), "the replica cannot be followed" }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

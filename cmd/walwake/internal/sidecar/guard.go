@@ -67,6 +67,9 @@ func needsBearer(path string) bool {
 	return path == "/metrics" || strings.HasPrefix(path, "/v1/")
 }
 
+// mayLearn reports whether r, of a path that needs no bearer, may be answered as one that does.
+func (s *Server) mayLearn(r *http.Request) bool { return s.cfg.Bearer == nil || s.authorized(r) }
+
 func (s *Server) authorized(r *http.Request) bool {
 	scheme, got, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if s.cfg.Bearer == nil || !strings.EqualFold(scheme, "Bearer") {

@@ -25,6 +25,13 @@ type Hub struct {
 	changed chan struct{} // closed and made anew with each frame and event
 	n       uint64        // guarded by mu; counts frames and events
 	events  []Event       // guarded by mu; the latest, oldest first
+	early   []early       // guarded by mu; told before there was a server
+}
+
+// early is an event that waits for the server that gives it its text.
+type early struct {
+	kind string
+	text func(*Server) string
 }
 
 // An Event is something that an operator may want to know of. Where the same happens again
@@ -75,7 +82,12 @@ func (h *Hub) Observer() tracker.Observer {
 			}
 			poke(h.moved)
 		},
-		Failed: func(source string, err error) { h.Tell("failed", fmt.Sprintf("%s: %v", source, err)) },
+		Failed: func(source string, err error) {
+			h.tell("failed", func(s *Server) string {
+				text, _ := s.cfg.Failure(err)
+				return source + ": " + text
+			})
+		},
 		SourceChanged: func(from, to string) {
 			h.Tell("source", fmt.Sprintf("%s is in use, it was %s", to, from))
 		},
@@ -91,13 +103,19 @@ func poke(c chan struct{}) {
 
 // Tell adds an event, for streams and the page. The text must hold no secret.
 func (h *Hub) Tell(kind, text string) {
+	h.tell(kind, func(s *Server) string { return s.cfg.Text(text) })
+}
+
+// tell adds an event, with its text once there is a server.
+func (h *Hub) tell(kind string, text func(*Server) string) {
 	h.mu.Lock()
-	if h.s != nil {
-		text = h.s.cfg.Text(text)
+	defer h.mu.Unlock()
+	if h.s == nil {
+		h.early = append(h.early[max(0, len(h.early)+1-maxEvents):], early{kind, text})
+		return
 	}
-	h.eventLocked(kind, text)
+	h.eventLocked(kind, text(h.s))
 	h.tellLocked()
-	h.mu.Unlock()
 	poke(h.urgent)
 }
 
@@ -109,9 +127,10 @@ func (h *Hub) tellLocked() {
 func (h *Hub) attach(s *Server) {
 	h.mu.Lock()
 	h.s = s
-	for i := range h.events { // they were told without it
-		h.events[i].Text = s.cfg.Text(h.events[i].Text)
+	for _, e := range h.early {
+		h.eventLocked(e.kind, e.text(s))
 	}
+	h.early = nil
 	h.mu.Unlock()
 }
 

@@ -60,7 +60,7 @@ func (s *Server) describe(st tracker.State, now time.Time) Position {
 		p.Ladder = append(p.Ladder, Rung{r.Source, r.Up, r.Resting, s.cfg.Text(r.Reason), r.Since})
 	}
 	if st.Failure != nil {
-		p.Failure = s.cfg.Text(st.Failure.Error())
+		p.Failure, _ = s.cfg.Failure(st.Failure)
 	}
 	if !st.ObservedAt.IsZero() {
 		p.ObservedAt, p.AgeUS = &st.ObservedAt, new(now.Sub(st.ObservedAt).Microseconds())
@@ -120,18 +120,22 @@ func (s *Server) servePosition(w http.ResponseWriter, r *http.Request) {
 	}
 	st := s.fresh(r.Context())
 	if !st.Known {
-		s.fail(w, unknown.problem(s.whyUnknown(st)))
+		s.fail(w, unknown.problem(s.whyUnknown(st, true)))
 		return
 	}
 	s.ok(w, s.describe(st, time.Now()))
 }
 
-// whyUnknown says why the position of st is not known.
-func (s *Server) whyUnknown(st tracker.State) string {
+// whyUnknown says why the position of st is not known; not in full, only of which kind that is.
+func (s *Server) whyUnknown(st tracker.State, inFull bool) string {
 	switch {
 	case st.Failure != nil:
-		return s.cfg.Text(st.Failure.Error())
-	case st.Note != "":
+		text, kind := s.cfg.Failure(st.Failure)
+		if !inFull {
+			return kind
+		}
+		return text
+	case st.Note != "" && inFull:
 		return s.cfg.Text(st.Note)
 	}
 	return "no answer from the replica yet"

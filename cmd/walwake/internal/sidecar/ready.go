@@ -15,7 +15,8 @@ type ReadyAnswer struct {
 }
 
 // serveReady is for load balancers: 200 while the position is known, and the lag within
-// max_lag where one is given. A lag that is not known is no small one.
+// max_lag where one is given. A lag that is not known is no small one. Probes need show no
+// bearer: they learn of which kind a failure is, and no more.
 func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 	most, limited, err := parseReady(r.URL.RawQuery)
 	if err != nil {
@@ -23,11 +24,11 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st := s.cfg.Tracker.State()
-	if limited && (st.Behind > 0 || !st.BehindKnown) { // it may have gone on since: only then must it be asked
+	if st.Behind > 0 || !st.BehindKnown && !st.Primary.IsZero() { // it may have gone on since: only then must it be asked
 		st = s.fresh(r.Context())
 	}
 	lag := s.lagOf(st, time.Now())
-	if p := s.notReady(st, lag, most, limited); p != nil {
+	if p := s.notReady(st, lag, most, limited, s.mayLearn(r)); p != nil {
 		s.fail(w, p)
 		return
 	}
@@ -46,10 +47,10 @@ func parseReady(query string) (most MaxLag, limited bool, err error) {
 	return most, limited, err
 }
 
-func (s *Server) notReady(st tracker.State, lag Lag, most MaxLag, limited bool) *Problem {
+func (s *Server) notReady(st tracker.State, lag Lag, most MaxLag, limited, inFull bool) *Problem {
 	switch {
 	case !st.Known:
-		return unknown.problem(s.whyUnknown(st))
+		return unknown.problem(s.whyUnknown(st, inFull))
 	case !limited:
 		return nil
 	case !lag.Known:

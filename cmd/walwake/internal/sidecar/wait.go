@@ -118,6 +118,11 @@ func (s *Server) waitProblem(target tracker.Token, waited time.Duration, err err
 	if known {
 		d.Replayed, d.Timeline, d.Behind = &o.LSN, named(o.Timeline), new(o.LSN.Behind(target.LSN))
 	}
+	if isLate && !late.Known {
+		if failure := s.cfg.Tracker.State().Failure; failure != nil {
+			late.Reason, _ = s.cfg.Failure(failure)
+		}
+	}
 	text := s.cfg.Text(err.Error())
 	_, noEnd := errors.AsType[*recordEndError](err)
 	var p *Problem
