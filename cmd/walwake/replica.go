@@ -44,6 +44,7 @@ type following struct {
 	from    tracker.Source // what to follow instead of the server; nil: that itself
 	timeout time.Duration  // of a wait
 
+	logger     *slog.Logger                                   // of the tracker; nil: library
 	maxWaiters int                                            // 0: tracker.DefaultMaxWaiters
 	observer   tracker.Observer                               // is called too
 	make       func(tracker.Config) (*tracker.Tracker, error) // nil: tracker.New
@@ -84,7 +85,7 @@ func (a *app) follow(f following) (*replica, error) {
 		Name:       cmp.Or(f.name, f.server.address),
 		Timeout:    f.timeout,
 		MaxWaiters: f.maxWaiters,
-		Logger:     a.library(),
+		Logger:     cmp.Or(f.logger, a.library()),
 		Observer: observers(f.observer, tracker.Observer{
 			Position: func(o tracker.Observation) {
 				r.known.Store(true)
@@ -118,7 +119,7 @@ func (f *following) ladder() (tracker.Source, error) {
 }
 
 // library is the logger for the library's packages, whose warnings are for whoever embeds them.
-func (a *app) library() *slog.Logger { return slog.New(lowered{a.log.Handler()}) }
+func (a *app) library() *slog.Logger { return slog.New(lowered{a.log.Handler(), oneLevel}) }
 
 // passing reports whether a failure to connect will pass by itself: the server is starting.
 func passing(err error) bool {

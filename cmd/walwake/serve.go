@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
@@ -194,14 +195,17 @@ func (v *served) serve(ctx context.Context) error {
 	if v.getenv("GOGC") == "" {
 		defer debug.SetGCPercent(debug.SetGCPercent(sidecar.GCPercent))
 	}
-	hub, shown := sidecar.NewHub(), newServeMetrics()
+	hub, shown, failures := sidecar.NewHub(), newServeMetrics(), repeats{}
 	r, err := v.follow(following{
 		server: v.replica, primary: v.primary, name: v.name, source: v.source.value,
 		timeout: time.Duration(v.timeout), maxWaiters: v.waiters + v.streams, observer: hub.Observer(), make: shown.trackers.NewTracker,
+		logger:  slog.New(lowered{v.log.Handler(), slog.LevelWarn - slog.LevelDebug}), // what fails is told below
 		changed: func(from, to string, st tracker.State) { v.log.Info("source changed", "from", from, "to", to) },
 		failed: func(err error, _ bool) {
-			what, _ := diagnose(err)
-			v.log.Warn("replica cannot be followed: trying again", "replica", v.replica.address, "err", oneLine(what))
+			why := oneLine(v.replica.advise(err))
+			if times := failures.again(why, time.Now()); times > 0 {
+				v.log.Warn("replica cannot be followed: trying again", "replica", v.replica.address, "err", why, "times", times)
+			}
 		},
 	})
 	if err != nil {

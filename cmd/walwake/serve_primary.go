@@ -34,8 +34,7 @@ func (p *primaryWatch) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		what, _ := diagnose(err)
-		p.report(oneLine(what))
+		p.report(oneLine(server.advise(err)))
 		select {
 		case <-time.After(max(p.every, time.Second)):
 		case <-ctx.Done():
@@ -110,8 +109,7 @@ func (v *served) joinFleet(ctx context.Context, running *sync.WaitGroup, t *trac
 	for what, run := range map[string]func(context.Context) error{"hearing of the fleet": listener.Run, "telling the fleet": publisher.Run} {
 		running.Go(func() {
 			if err := run(ctx); ctx.Err() == nil {
-				why, _ := diagnose(err)
-				v.log.Error("fleet has ended: start again", "what", what, "err", oneLine(why))
+				v.log.Error("fleet has ended: start again", "what", what, "err", oneLine(v.primary.advise(err)))
 			}
 		})
 	}
