@@ -52,7 +52,7 @@ type TimeoutError struct {
 	Last    Observation   // what was known last; zero when Known is false
 	Known   bool          // whether the replica's position was known at all
 	Behind  uint64        // bytes from Last.LSN to Target.LSN; 0 when they are replayed
-	ETA     time.Duration // estimate of the time that Behind takes; 0 when there is none, as for a future token
+	ETA     time.Duration // estimate of the time that Behind takes; 0 when there is none, as for a future token, or while something holds replay back
 	Waited  time.Duration // how long Await waited
 	Source  string        // name of the source in use; empty when Run is not running
 	Reason  string        // what held it up, as far as is known; may be empty
@@ -66,14 +66,14 @@ type TimeoutError struct {
 
 func (e *TimeoutError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "tracker: timeout after %s: %s has not replayed %s", e.Waited.Round(time.Millisecond), e.Replica, e.Target.LSN)
+	fmt.Fprintf(&b, "tracker: timeout after %s: %s has not replayed %s", rounded(e.Waited), e.Replica, e.Target.LSN)
 	switch {
 	case !e.Known:
 		b.WriteString(": its position is not known")
 	case e.Behind > 0:
 		fmt.Fprintf(&b, ": it is at %s, %d bytes behind", e.Last.LSN, e.Behind)
 		if e.ETA > 0 {
-			fmt.Fprintf(&b, ", about %s", e.ETA.Round(time.Millisecond))
+			fmt.Fprintf(&b, ", about %s", rounded(e.ETA))
 		}
 	default:
 		fmt.Fprintf(&b, " of timeline %d: it is at %s", e.Target.Timeline, e.Last.LSN)
@@ -82,12 +82,23 @@ func (e *TimeoutError) Error() string {
 		}
 	}
 	if e.Ahead > 0 {
-		fmt.Fprintf(&b, ": the token is %d bytes beyond %s, which the primary announced %s ago", e.Ahead, e.Primary.LSN, e.PrimaryAge.Round(time.Millisecond))
+		fmt.Fprintf(&b, ": the token is %d bytes beyond %s, which the primary announced %s ago", e.Ahead, e.Primary.LSN, rounded(e.PrimaryAge))
 	}
 	if e.Reason != "" {
 		b.WriteString(": " + e.Reason)
 	}
 	return b.String()
+}
+
+// rounded is d as exactly as it is worth reading: to a thousandth, or so.
+func rounded(d time.Duration) time.Duration {
+	switch {
+	case d < 10*time.Second:
+		return d.Round(time.Millisecond)
+	case d < 10*time.Minute:
+		return d.Round(time.Second)
+	}
+	return d.Round(time.Minute)
 }
 
 // Unwrap makes errors.Is and errors.As see ErrTimeout, ErrFutureToken and the

@@ -74,7 +74,7 @@ type State struct {
 
 	Behind    uint64        // bytes from Position to Primary; 0 when there are none, or BehindKnown is false
 	BehindFor time.Duration // since PrimaryAt was first told of more than Position; the replica is as late as that at least. 0 when Behind is
-	ETA       time.Duration // estimate of the time that Behind takes; 0 when there is none
+	ETA       time.Duration // estimate of the time that Behind takes; 0 when there is none, as while Note says what holds replay back
 
 	Source  string // the source, or rung of it, in use; empty when none runs
 	Ladder  []Rung // the source's rungs, best first; empty where it has none. Not to be changed
@@ -119,7 +119,7 @@ func (t *Tracker) State() State {
 	if leads {
 		s.BehindKnown = true
 		s.Behind = s.Position.LSN.Behind(p.at.LSN)
-		s.ETA = t.rate.eta(s.Behind)
+		s.ETA = t.etaLocked(s.Behind)
 		if s.Behind > 0 {
 			s.BehindFor = t.trail.behindFor(s.Position.LSN)
 		}
@@ -216,12 +216,24 @@ func (r *rate) now() float64 {
 	return r.perSecond
 }
 
-// eta is the time that bytes would take; 0 when that cannot be told.
+// eta is the time that bytes would take; 0 when that cannot be told, or is too long to be believed.
 func (r *rate) eta(bytes uint64) time.Duration {
 	const longest = 24 * time.Hour
 	perSecond := r.now()
 	if perSecond == 0 {
 		return 0
 	}
-	return time.Duration(min(float64(bytes)/perSecond*float64(time.Second), float64(longest)))
+	d := float64(bytes) / perSecond * float64(time.Second)
+	if d >= float64(longest) {
+		return 0
+	}
+	return time.Duration(d)
+}
+
+// etaLocked is eta, and 0 while something holds replay back: how fast it was does not matter then.
+func (t *Tracker) etaLocked(bytes uint64) time.Duration {
+	if t.feed != nil && t.feed.note != "" {
+		return 0
+	}
+	return t.rate.eta(bytes)
 }

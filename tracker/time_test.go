@@ -157,6 +157,19 @@ func TestTimeoutErrorEstimatesTheTimeBehind(t *testing.T) {
 		if want := "5000 bytes behind, about 5s"; !strings.Contains(te.Error(), want) {
 			t.Errorf("%q does not say %q", te, want)
 		}
+		feed.Note("replay is paused")
+		if te, ok = errors.AsType[*TimeoutError](tr.Wait(ctx, tok(7000))); !ok || te.ETA != 0 || strings.Contains(te.Error(), "about") {
+			t.Errorf("while replay is paused: %v, want no estimate", te)
+		}
+		tr.PrimaryAt(tok(7000))
+		if s := tr.State(); s.Behind != 5000 || s.ETA != 0 {
+			t.Errorf("while replay is paused: %d bytes behind, estimate %s, want none", s.Behind, s.ETA)
+		}
+		feed.Note("")
+		tr.PrimaryAt(tok(1 << 50))
+		if te, ok = errors.AsType[*TimeoutError](tr.Wait(ctx, tok(1<<50))); !ok || te.ETA != 0 {
+			t.Errorf("of what takes years: estimate %s, want none", te.ETA)
+		}
 		for range 100 { // replay stands still
 			e.Observe(at(2000))
 			time.Sleep(100 * time.Millisecond)
@@ -430,4 +443,17 @@ func TestSetWaitsForAnyAllAndN(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestTimeoutErrorRoundsItsTimes(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		1234567 * time.Microsecond: "1.235s", 155709 * time.Millisecond: "2m36s", 100 * time.Millisecond: "100ms", 5*time.Hour + 29*time.Second: "5h0m0s",
+	} {
+		e := &TimeoutError{Replica: "db2", Known: true, Behind: 9, ETA: d, Waited: d, Ahead: 1, PrimaryAge: d}
+		for _, text := range []string{"timeout after " + want + ":", "about " + want + ":", "announced " + want + " ago"} {
+			if !strings.Contains(e.Error(), text) {
+				t.Errorf("%q does not say %q", e, text)
+			}
+		}
+	}
 }

@@ -180,7 +180,7 @@ func (t *Tracker) timeoutErrorLocked(tok Token, waited time.Duration, cause erro
 	if v != nil {
 		e.Last, e.Known = v.observation(), true
 		e.Behind = e.Last.LSN.Behind(tok.LSN)
-		e.ETA = t.rate.eta(e.Behind)
+		e.ETA = t.etaLocked(e.Behind)
 	}
 	if p, _ := t.primaryLocked(v); !p.at.IsZero() {
 		e.Primary, e.PrimaryAge = p.at, time.Since(p.heard)

@@ -60,7 +60,7 @@ var (
 			"The true lag is this at least. Absent where walwake_replay_lag_bytes is.")
 	catchUp = gauge("walwake_replay_catch_up_seconds",
 		"Estimate of the time in which the replica will have replayed walwake_replay_lag_bytes, from how fast it replays; 0 when there is no lag. "+
-			"Absent when it has replayed nothing for 5 s, and while the lag is not known.")
+			"Absent when it has replayed nothing for 5 s, while something holds replay back, above a day, and while the lag is not known.")
 
 	sourceInUse = gauge("walwake_source_in_use",
 		"1 for the source that the position comes from, 0 for the others that may be used. Absent while none runs.", "source")

@@ -35,6 +35,14 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 	s.ok(w, ReadyAnswer{"ready", lag})
 }
 
+// worthReading is d without what nobody reads of it.
+func worthReading(d time.Duration) time.Duration {
+	if d < time.Millisecond {
+		return d
+	}
+	return d.Round(time.Millisecond)
+}
+
 func parseReady(query string) (most MaxLag, limited bool, err error) {
 	got, err := parameters(query, "max_lag")
 	if err != nil {
@@ -56,7 +64,7 @@ func (s *Server) notReady(st tracker.State, lag Lag, most MaxLag, limited, inFul
 	case !lag.Known:
 		return lagUnknown.problem(lag.Reason)
 	case most.InTime && *lag.US > most.Time.Microseconds():
-		return lagging.problem(fmt.Sprintf("at least %s behind, more than %s", time.Duration(*lag.US)*time.Microsecond, most))
+		return lagging.problem(fmt.Sprintf("at least %s behind, more than %s", worthReading(time.Duration(*lag.US)*time.Microsecond), most))
 	case !most.InTime && *lag.Bytes > most.Bytes:
 		return lagging.problem(fmt.Sprintf("%d bytes behind, more than %s", *lag.Bytes, most))
 	}
