@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -21,8 +22,9 @@ type app struct {
 	log    *slog.Logger // set before a command runs
 
 	logLevel choice
-	json     bool // --json of the command that runs
-	answered bool // whether it has written its JSON object
+	json     bool  // --json of the command that runs
+	answered bool  // whether it has written its JSON object
+	unhelped error // --help of a command that there is not
 }
 
 func newApp(stdout, stderr io.Writer, getenv func(string) string) *app {
@@ -73,9 +75,25 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().Var(&a.logLevel, "log-level", "what the log on stderr tells: debug, info, warn or error")
 	complete(root, "log-level", a.logLevel.of...)
 	root.SetHelpCommand(helpCommand(root))
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(c *cobra.Command, args []string) {
+		if c == root {
+			if a.unhelped = a.unknownCommand(c, words(c, args)); a.unhelped != nil {
+				return
+			}
+		}
+		help(c, args)
+	})
 	root.AddCommand(a.demoCommand(), a.tokenCommand(), a.waitCommand(), a.statusCommand(), a.watchCommand(), a.doctorCommand(), a.verifyCommand(),
 		a.listenCommand(), a.serveCommand(), a.benchCommand(), a.benchLoadCommand())
 	return root
+}
+
+// words are the arguments that are no flags, wherever --help stands.
+func words(c *cobra.Command, args []string) []string {
+	args = slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return arg == "--help" || arg == "-h" })
+	_ = c.ParseFlags(args) // it was parsed before, as far as --help
+	return c.Flags().Args()
 }
 
 // unknownCommand is the error for arguments that name no command, in one line.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -41,5 +42,5 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv fu
 	a := newApp(stdout, stderr, getenv)
 	root := a.rootCommand()
 	root.SetArgs(append([]string{}, args...)) // nil would mean those of the process
-	return a.finish(ctx, root.ExecuteContext(ctx))
+	return a.finish(ctx, cmp.Or(root.ExecuteContext(ctx), a.unhelped))
 }

@@ -76,8 +76,12 @@ func (c *caller) healthy(ctx context.Context) error {
 		return fmt.Errorf("nothing listens there: is walwake serve running, with the same settings? (%w)", reason(err))
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer within %s: walwake serve hangs", checkWithin)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return errors.New("what answers there speaks no TLS: leave out --tls-cert and --tls-key, which the sidecar has not got")
 	case err != nil:
 		return err
+	case status == http.StatusBadRequest && strings.Contains(string(body), "HTTP request to an HTTPS server"): // net/http's own
+		return errors.New("what answers there wants TLS: give --tls-cert and --tls-key, as the sidecar has them")
 	case status != http.StatusOK || json.Unmarshal(body, &answer) != nil || answer.Status != "ok":
 		return fmt.Errorf("what answers there, with status %d, is no walwake serve with these settings", status)
 	}

@@ -73,7 +73,7 @@ func TestServeCheckFindsTheSidecarByItsSettings(t *testing.T) {
 		check(t, nil, "--config", file).answers("127.0.0.1:" + port)
 		check(t, env{"WALWAKE_CONFIG": file}).answers("127.0.0.1:" + port)
 		check(t, env{"WALWAKE_LISTEN": "127.0.0.1:" + port, "WALWAKE_TLS_CERT": cert, "WALWAKE_TLS_KEY": key}).answers("127.0.0.1:" + port)
-		check(t, env{"WALWAKE_LISTEN": "127.0.0.1:" + port}).is(exitFailure).says("with status 400, is no walwake serve with these settings").alone()
+		check(t, env{"WALWAKE_LISTEN": "127.0.0.1:" + port}).is(exitFailure).says("wants TLS: give --tls-cert and --tls-key, as the sidecar has them").alone()
 	})
 }
 
@@ -131,12 +131,14 @@ func TestServeCheckSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>ok</html>")) }))
 	t.Cleanup(other.Close)
+	cert, key := certificate(t)
 	for _, c := range []struct {
 		args string
 		code int
 		says string
 	}{
 		{"--listen " + strings.TrimPrefix(other.URL, "http://"), exitFailure, "what answers there, with status 200, is no walwake serve"},
+		{"--listen " + strings.TrimPrefix(other.URL, "http://") + " --tls-cert " + cert + " --tls-key " + key, exitFailure, "speaks no TLS: leave out --tls-cert and --tls-key"},
 		{"--listen unix:/nowhere/x", exitFailure, "--check: unix:/nowhere/x: nothing listens there"},
 		{"--listen 127.0.0.1:0", exitUsage, "--check: --listen 127.0.0.1:0: the port is another each time"},
 		{"--listen nonsense", exitUsage, "want host:port"},

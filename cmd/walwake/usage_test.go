@@ -82,6 +82,9 @@ func TestBadUsageIsOneLineAndStatus2(t *testing.T) {
 		{"wiat 0/1", "did you mean wait?"},
 		{"frobnicate", "see walwake --help"},
 		{"help frobnicate", "no command"},
+		{"frobnicate --help", `unknown command "frobnicate": see walwake --help`},
+		{"--log-level info frobnicate -h", `unknown command "frobnicate"`},
+		{"--help wiat", "did you mean wait?"},
 		{"--log-level shout status", "want debug, info, warn, error"},
 	} {
 		t.Run(c.args[:min(40, len(c.args))], func(t *testing.T) {

@@ -77,8 +77,14 @@ func (w *watchCommand) through(ctx context.Context, seen *watched, at, from stri
 		return following{}, err
 	}
 	source, err := client.New(client.Config{URL: at, Bearer: bearer})
-	if err != nil { // names fields, and may show a password
-		return following{}, usagef("%s: %s; the token that it wants to see goes into --bearer-file, or in one line into WALWAKE_BEARER", from, sidecarURLs)
+	switch { // err names fields, and may show a password
+	case err == nil:
+	case strings.ContainsAny(bearer, "\r\n"):
+		return following{}, usagef("the bearer token has several lines: want one, in --bearer-file or WALWAKE_BEARER")
+	case strings.Contains(at, "@"):
+		return following{}, usagef("%s: %s, without a user: the token that it wants to see goes into --bearer-file or WALWAKE_BEARER", from, sidecarURLs)
+	default:
+		return following{}, usagef("%s: %s", from, sidecarURLs)
 	}
 	s := &watchedSidecar{
 		caller: newCaller(base, network, path, bearer, nil),
