@@ -94,7 +94,7 @@ const GCPercent = 300
 
 // Fixed limits.
 const (
-	maxHeader     = 8 << 10 // bytes of a request's line and headers
+	maxHeader     = 8 << 10 // bytes of a request's line and headers; package net/http reads 4 KiB more
 	headerTimeout = 5 * time.Second
 	idleTimeout   = 2 * time.Minute // of a connection between requests
 	demandFor     = 30 * time.Second

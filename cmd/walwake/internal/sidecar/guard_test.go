@@ -287,3 +287,24 @@ func TestAPositionIsAskedForOnceMore(t *testing.T) {
 		k.get("/v1/position").is(t, unknown)
 	})
 }
+
+// As SECURITY.md says.
+func TestHeadersMayHave12KiB(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := start(t, nil)
+		for size, want := range map[int]int{11 << 10: http.StatusOK, 13 << 10: http.StatusRequestHeaderFieldsTooLarge} {
+			conn, answers := k.dial()
+			go func() {
+				_, _ = io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "+strings.Repeat("x", size)+"\r\n\r\n")
+			}()
+			resp, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _ = resp.Body.Close(); resp.StatusCode != want {
+				t.Errorf("%d bytes: %s", size, resp.Status)
+			}
+			_ = conn.Close()
+		}
+	})
+}

@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"reflect"
 	"sync"
@@ -202,7 +201,7 @@ func (h *Hub) look(s *Server) {
 	}
 	f := frame{stateN: was.stateN, of: p, seen: st.Position, known: st.Known}
 	var err error
-	if f.state, err = json.Marshal(p); err != nil {
+	if f.state, err = encode(p); err != nil {
 		s.cfg.Logger.Error("state cannot be written", "err", err)
 		return
 	}
@@ -274,6 +273,6 @@ type Moved struct {
 }
 
 func positionEvent(p Position) []byte {
-	b, _ := json.Marshal(Moved{*p.Epoch, *p.Position, p.Lag.Bytes, p.Lag.US, &p.Waiting}) //nolint:errchkjson // nothing in it can fail
+	b, _ := encode(Moved{*p.Epoch, *p.Position, p.Lag.Bytes, p.Lag.US, &p.Waiting}) // nothing in it can fail
 	return b
 }

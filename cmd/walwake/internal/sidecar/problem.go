@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"strconv"
@@ -76,12 +77,21 @@ func (s *Server) ok(w http.ResponseWriter, v any) {
 
 // answer writes v as JSON. A client that does not read it is given up after WriteTimeout.
 func (s *Server) answer(w http.ResponseWriter, status int, contentType string, v any) {
-	body, err := json.Marshal(v)
+	body, err := encode(v)
 	if err != nil { // of nothing that is written here
 		status, body = http.StatusInternalServerError, []byte(`{}`)
 		s.cfg.Logger.Error("answer cannot be written", "err", err)
 	}
 	s.write(w, status, contentType, append(body, '\n'))
+}
+
+// encode is json.Marshal, but with < and & as they are: people read it, and it is never part of HTML.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }
 
 func (s *Server) write(w http.ResponseWriter, status int, contentType string, body []byte) {

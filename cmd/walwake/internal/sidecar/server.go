@@ -114,7 +114,32 @@ func (s *Server) serveMetrics(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) servePage(w http.ResponseWriter, r *http.Request) {
 	s.deadline(w)
-	s.cfg.Page.ServeHTTP(w, r)
+	page := &pageWriter{ResponseWriter: w}
+	s.cfg.Page.ServeHTTP(page, r)
+	if page.nothing {
+		s.serveNothing(w, r)
+	}
+}
+
+// pageWriter keeps back what the page says where it has nothing: all failures are problems.
+type pageWriter struct {
+	http.ResponseWriter
+	nothing bool
+}
+
+// WriteHeader is http.ResponseWriter's.
+func (p *pageWriter) WriteHeader(status int) {
+	if p.nothing = status == http.StatusNotFound; !p.nothing {
+		p.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Write is http.ResponseWriter's.
+func (p *pageWriter) Write(b []byte) (int, error) {
+	if p.nothing {
+		return len(b), nil
+	}
+	return p.ResponseWriter.Write(b)
 }
 
 // only lets methods through.

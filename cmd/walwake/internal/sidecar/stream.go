@@ -3,7 +3,6 @@ package sidecar
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -170,7 +169,7 @@ func (st *stream) run(r *http.Request) error {
 func (st *stream) tell(f frame, events []Event, due bool) (wrote bool, err error) {
 	st.buf = st.buf[:0]
 	for _, e := range events {
-		data, err := json.Marshal(e)
+		data, err := encode(e)
 		if err != nil {
 			return false, err
 		}
@@ -211,7 +210,7 @@ func (st *stream) state(is about, data []byte, f frame) {
 
 // described is a state as JSON.
 func (s *Server) described(st tracker.State) []byte {
-	b, _ := json.Marshal(s.describe(st, time.Now())) //nolint:errchkjson // nothing in it can fail
+	b, _ := encode(s.describe(st, time.Now())) // nothing in it can fail
 	return b
 }
 
@@ -232,7 +231,7 @@ func (st *stream) reached() error {
 		f, _, _ := st.s.cfg.Hub.since(st.n)
 		st.present(f)
 	} else {
-		data, _ := json.Marshal(Moved{Epoch: o.Epoch, LSN: o.LSN}) //nolint:errchkjson // nothing in it can fail
+		data, _ := encode(Moved{Epoch: o.Epoch, LSN: o.LSN}) // nothing in it can fail
 		st.event("position", st.n, data)
 	}
 	return st.write(st.buf)
@@ -275,7 +274,7 @@ func (st *stream) end(err error) error {
 	case errors.Is(err, errDemand):
 		e = End{badRequest.reason, err.Error()}
 	}
-	data, _ := json.Marshal(e) //nolint:errchkjson // nothing in it can fail
+	data, _ := encode(e) // nothing in it can fail
 	st.buf = st.buf[:0]
 	st.event("end", st.n, data)
 	if err := st.write(st.buf); err != nil {

@@ -46,3 +46,17 @@ func TestALastDemandWithoutANewlineCounts(t *testing.T) {
 		}
 	}
 }
+
+func TestABadLastDemandEndsTheStream(t *testing.T) {
+	for _, body := range []string{"garbage line", "garbage line\n", "0/C8\ngarbage"} {
+		synctest.Test(t, func(t *testing.T) {
+			k := start(t, nil)
+			k.script.observe(on(1, 100))
+			req := k.request(http.MethodPost, "/v1/stream")
+			req.Body, req.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+			if e := read[End](t, k.open(req, nil, nil).until("end")); e.Reason != badRequest.reason || !strings.Contains(e.Detail, "want an LSN") {
+				t.Errorf("%q: %+v", body, e)
+			}
+		})
+	}
+}
