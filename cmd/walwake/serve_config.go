@@ -55,7 +55,7 @@ func parseConfig(content []byte) (map[string]configValue, error) {
 	if len(content) > maxConfig {
 		return nil, &lineError{1, fmt.Sprintf("the file has %d bytes: want at most %d", len(content), maxConfig)}
 	}
-	file, err := parser.ParseBytes(content, 0)
+	file, err := parser.ParseBytes(content, 0, parser.AllowDuplicateMapKey()) // readMapping says more of them
 	if err != nil {
 		return nil, syntaxError(err)
 	}
@@ -102,7 +102,7 @@ func readMapping(node ast.Node, values map[string]configValue) error {
 			return &lineError{lineOf(p), "a key that is not a single word"}
 		}
 		if was, twice := values[key]; twice {
-			return &lineError{lineOf(p), fmt.Sprintf("%.64q is given twice, first in line %d", key, was.line)}
+			return &lineError{lineOf(p), fmt.Sprintf("%.64q is given twice, in lines %d and %d: keep one of them", key, was.line, lineOf(p.Key))}
 		}
 		text, ok := valueText(p.Value)
 		if !ok {
