@@ -11,6 +11,9 @@ import (
 
 func main() {
 	ctx, stop := interruptible(context.Background())
+	for _, name := range misspelt(os.Environ()) {
+		newApp(os.Stdout, os.Stderr, os.Getenv).note("there is no variable %s: did you mean %s?", name[0], name[1])
+	}
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv)
 	stop()
 	os.Exit(code)
