@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -48,11 +49,8 @@ func PgBouncer(t testing.TB, dsn, mode string, settings ...string) string {
 	must(err)
 	password, _ := at.User.Password()
 	config := fmt.Sprintf("[databases]\npostgres = host=%s port=%s user=%s password=%s\n"+
-		"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\nunix_socket_dir =\nauth_type = any\npool_mode = %s\n",
-		at.Hostname(), at.Port(), at.User.Username(), password, port, mode)
-	for _, line := range settings {
-		config += line + "\n"
-	}
+		"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\nunix_socket_dir =\nauth_type = any\npool_mode = %s\n%s\n",
+		at.Hostname(), at.Port(), at.User.Username(), password, port, mode, strings.Join(settings, "\n"))
 	file := filepath.Join(dir, "pgbouncer.ini")
 	must(os.WriteFile(file, []byte(config), 0o644)) //nolint:gosec // see above
 	args := []string{file}
