@@ -104,8 +104,8 @@ func TestThePageSaysWhatIsNotKnownAndWhy(t *testing.T) {
 	p.showing("unknown")
 	p.until(`document.getElementById("status-detail").textContent.includes("connection refused")`)
 	p.until(`document.getElementById("position").textContent === "–"`)
-	p.until(`/refused \(\d+ times, until /.test(document.querySelector("#events-rows tr").textContent)`)
-	const times = `Number(/refused \((\d+) times/.exec(document.querySelector("#events-rows tr")?.textContent)?.[1])`
+	p.until(`/refused.* \(\d+ times, until /.test(document.querySelector("#events-rows tr").textContent)`)
+	const times = `Number(/refused.* \((\d+) times/.exec(document.querySelector("#events-rows tr")?.textContent)?.[1])`
 	heard := value[int](p, times)
 	late := open(t, s.address) // is told how often it was, in one event
 	late.until(fmt.Sprintf("%s >= %d", times, heard))

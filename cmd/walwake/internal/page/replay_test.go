@@ -74,8 +74,9 @@ func TestThePageShowsPositionAndLagMoving(t *testing.T) {
 		}
 		return true;
 	})(document.querySelector("#chart-bytes .u-over"))`
-	for began := time.Now(); !value[bool](p, point+" && "+told) && time.Since(began) < patience; {
-		time.Sleep(10 * time.Millisecond)
+	for began := time.Now(); !value[bool](p, told) && time.Since(began) < patience; {
+		value[bool](p, point)
+		time.Sleep(200 * time.Millisecond) // to be drawn: each move puts that off
 	}
 	p.until(told)
 	p.until(`said.at(-1) === "Following by poll"`)
