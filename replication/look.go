@@ -36,9 +36,12 @@ func (rd reading) note() string {
 	return strings.Join(all, "; ")
 }
 
-// unseen reports whether the server has told a position, and why not its timeline. A
-// fastpath does not say why: the question after it does.
-func (rd *reading) unseen() bool { return rd.known && rd.timeline == 0 && rd.reason != "" }
+// unseen reports whether the server has told a position, and that its timeline is not
+// for the role to see. A fastpath does not say why there is none: the question after
+// it does. A walreceiver that does not stream is often back at once.
+func (rd *reading) unseen() bool {
+	return rd.known && rd.timeline == 0 && rd.reason != "" && !rd.unstreamed
+}
 
 // The questions for the position. Each asks for the position first and for its
 // timeline after it: a timeline that was read first may have been left when the

@@ -357,3 +357,46 @@ func TestWaitForIsNotUpWhereTheTimelineIsNotSeen(t *testing.T) {
 		}
 	})
 }
+
+// A walreceiver that does not stream for a while, as when the primary is restarted, is none of WAIT FOR LSN's business:
+// it is in use again as soon as the timeline is seen.
+func TestWaitForOutlivesAWalreceiverThatDoesNotStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newWaiting(t)
+		s.noWalsender.Store(true)
+		var away atomic.Bool
+		answer, call := s.answer, s.call
+		s.answer = func(conn int, query string) ([][]*string, error) {
+			rows, err := answer(conn, query)
+			if query == lookQuery && away.Load() {
+				rows[0][3] = nil
+			}
+			return rows, err
+		}
+		s.call = func(conn int, function uint32) []byte {
+			if away.Load() {
+				time.Sleep(queryTakes)
+				return binaryRecord(nil, nil, nil)
+			}
+			return call(conn, function)
+		}
+		tr := laddered(t, s.scripted, Config{Use: []Kind{WaitFor}})
+		always := tr.Request(tok(1000))
+		defer always.Cancel()
+		time.Sleep(time.Second)
+		changes := tr.Stats().SourceChanges
+		for range 3 {
+			away.Store(true)
+			time.Sleep(lastPause)
+			away.Store(false)
+			before := s.count("WAIT FOR LSN")
+			time.Sleep(time.Second)
+			if r, n := rung(t, tr, WaitFor), s.count("WAIT FOR LSN")-before; !r.Up || n == 0 {
+				t.Errorf("a second after it streams again: %+v, %d times WAIT FOR LSN", r, n)
+			}
+		}
+		if n := tr.Stats().SourceChanges - changes; n != 0 {
+			t.Errorf("%d changes of source", n)
+		}
+	})
+}
