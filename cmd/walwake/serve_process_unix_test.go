@@ -162,18 +162,25 @@ func TestAKilledSidecarLosesNoWait(t *testing.T) {
 	again.kill(t)
 }
 
-// One that is stopped says nothing, and its connections stay: that is found out by its silence.
-func TestAStoppedSidecarIsFoundOut(t *testing.T) {
-	t.Parallel()
-	_, primary, standby := rows(t)
-	p := serveProcess(t, standby, "--listen", "127.0.0.1:0")
-	tr := through(t, sidecar.Config{URL: "http://" + p.address, Stall: time.Second})
+// stopped is a sidecar that was followed, and was sent SIGSTOP then.
+func stopped(t *testing.T) (primary, standby *replicationtest.Node, p process, tr *tracker.Tracker) {
+	t.Helper()
+	_, primary, standby = rows(t)
+	p = serveProcess(t, standby, "--listen", "127.0.0.1:0")
+	tr = through(t, sidecar.Config{URL: "http://" + p.address, Stall: time.Second})
 	if err := tr.Wait(t.Context(), row(t, primary, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	return primary, standby, p, tr
+}
+
+// One that is stopped says nothing, and its connections stay: that is found out by its silence.
+func TestAStoppedSidecarIsFoundOut(t *testing.T) {
+	t.Parallel()
+	primary, standby, p, tr := stopped(t)
 	began := time.Now()
 	isKnown(t, tr, false)
 	if took := time.Since(began); took > 10*time.Second {
@@ -332,15 +339,7 @@ func TestTheFirstSignalAnswersAndTheSecondEnds(t *testing.T) {
 // A tracker comes back to a sidecar that was stopped for so long that an attempt to connect fell into that time.
 func TestASidecarThatWasStoppedForLongIsFollowedAgain(t *testing.T) {
 	t.Parallel()
-	_, primary, standby := rows(t)
-	p := serveProcess(t, standby, "--listen", "127.0.0.1:0")
-	tr := through(t, sidecar.Config{URL: "http://" + p.address, Stall: time.Second})
-	if err := tr.Wait(t.Context(), row(t, primary, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	primary, _, p, tr := stopped(t)
 	for began := time.Now(); tr.Stats().Failures < 2; time.Sleep(time.Millisecond) {
 		if time.Since(began) > 30*time.Second {
 			t.Fatalf("no attempt has failed: %+v", tr.Stats())

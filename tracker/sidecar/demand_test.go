@@ -31,8 +31,9 @@ func (s deaf) Observe(ctx context.Context, feed *tracker.Feed) error {
 	return ctx.Err()
 }
 
-// What was said last is what is waited for, however many come and go at once.
-func TestTheLatestDemandIsSaid(t *testing.T) {
+// demanding runs a tracker of a deaf source until the test ends.
+func demanding(t *testing.T) (*tracker.Tracker, *demands, *tracker.Feed) {
+	t.Helper()
 	s := deaf{make(chan *demands, 1), make(chan *tracker.Feed, 1)}
 	tr, err := tracker.New(tracker.Config{Source: s})
 	if err != nil {
@@ -40,9 +41,13 @@ func TestTheLatestDemandIsSaid(t *testing.T) {
 	}
 	var running sync.WaitGroup
 	running.Go(func() { _ = tr.Run(context.Background()) })
-	defer running.Wait()
-	defer tr.Close()
-	d, feed := <-s.d, <-s.feeds
+	t.Cleanup(func() { tr.Close(); running.Wait() })
+	return tr, <-s.d, <-s.feeds
+}
+
+// What was said last is what is waited for, however many come and go at once.
+func TestTheLatestDemandIsSaid(t *testing.T) {
+	tr, d, feed := demanding(t)
 	wrong, none := 0, 0
 	const rounds = 20000
 	for range rounds {
@@ -77,16 +82,7 @@ func TestTheLatestDemandIsSaid(t *testing.T) {
 
 // The last goes as the next comes: it is the case of one worker after the other.
 func TestTheDemandOfWhoComesAsTheLastGoes(t *testing.T) {
-	s := deaf{make(chan *demands, 1), make(chan *tracker.Feed, 1)}
-	tr, err := tracker.New(tracker.Config{Source: s})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var running sync.WaitGroup
-	running.Go(func() { _ = tr.Run(context.Background()) })
-	defer running.Wait()
-	defer tr.Close()
-	d, _ := <-s.d, <-s.feeds
+	tr, d, _ := demanding(t)
 	lost := 0
 	const rounds = 50000
 	last := tr.Request(tracker.Token{System: 7, Timeline: 1, LSN: 100})
